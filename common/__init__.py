@@ -1,0 +1,1 @@
+"""What two papers share. Knows no paper by name."""

@@ -1,0 +1,1 @@
+"""Named data sources and the corpora built from them."""

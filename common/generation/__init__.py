@@ -1,0 +1,1 @@
+"""Decoding on an explicit KV cache, with a ledger of what it cost."""

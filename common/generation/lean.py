@@ -1,0 +1,144 @@
+"""A lean forward for Llama and Qwen2 that reads the module's weights: few large operations instead of many small ones.
+
+What it changes against the module: query, key and value are one projection, and so are gate and up; the scales of the
+norms before them are folded in; the two halves of a rotary pair lie side by side, so that the rotation is one complex
+multiplication; keys and values share a preallocated tensor; residual additions are part of the projections.
+In float64 the logits differ by some 1e-7 from the module's, whose norms go through float32.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+SMALL_BATCH = 16  # rows up to which the fused attention kernel beats two batched products for one query per row
+
+
+def why_not_lean(model: PreTrainedModel) -> str | None:
+    """The reason why the lean forward would not compute what the model computes, or None if it does.
+
+    Only stock modules are trusted: hooks, adapters, quantised layers and parametrisations need the module.
+    """
+    config = model.config
+    if config.model_type not in ("llama", "qwen2"):
+        return f"model type {config.model_type}"
+    if config.hidden_act != "silu" or config.rope_parameters["rope_type"] != "default":
+        return f"activation {config.hidden_act}, rotary embedding {config.rope_parameters['rope_type']}"
+    if set(getattr(config, "layer_types", None) or ["full_attention"]) != {"full_attention"}:
+        return "sliding-window attention"
+    stock = (f"transformers.models.{config.model_type}.", "torch.nn.modules.", "transformers.activations")
+    for name, module in model.named_modules():
+        if not type(module).__module__.startswith(stock):
+            return f"{name} is a {type(module).__name__}"
+        if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
+            return f"{name} has a hook"
+        if name.endswith(("o_proj", "gate_proj", "up_proj", "down_proj", "lm_head")) and module.bias is not None:
+            return f"{name} has a bias"
+    if model.dtype not in (torch.float32, torch.float64):
+        return f"the precision {model.dtype}"
+    return None
+
+
+class LeanForward:
+    """Forward passes of `rows` sequences of at most `capacity` tokens; holds its own KV cache.
+
+    The attention-input and MLP-input weights are copied once at construction.
+    """
+
+    def __init__(self, model: PreTrainedModel, rows: int, capacity: int) -> None:
+        self.model, self.capacity, self.length = model, capacity, 0
+        config, weight = model.config, model.lm_head.weight
+        self.heads, self.groups = config.num_attention_heads, config.num_key_value_heads
+        self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // self.heads
+        root = config.hidden_size**0.5
+        self.offset = weight.new_tensor(config.rms_norm_eps**0.5 * root)
+        pairs = torch.arange(self.head_dim, device=weight.device).view(2, -1).T.flatten()  # 0, D/2, 1, D/2+1, ...
+        self.layers = []
+        for layer in model.model.layers:
+            attention, mlp = layer.self_attn, layer.mlp
+            scale_1 = layer.input_layernorm.weight * root
+            scale_2 = layer.post_attention_layernorm.weight * root
+            projections = [attention.q_proj, attention.k_proj, attention.v_proj]
+            parts = [_per_head(p.weight, self.head_dim) for p in projections]
+            biases = [_per_head(p.bias, self.head_dim) for p in projections if p.bias is not None]
+            for part in (parts, biases):
+                part[:2] = [x[:, pairs] for x in part[:2]]
+            self.layers.append(
+                (
+                    torch.cat([x.flatten(0, 1) for x in parts]) * scale_1,
+                    torch.cat([x.flatten() for x in biases]) if biases else None,
+                    attention.o_proj.weight.T,
+                    torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]) * scale_2,
+                    mlp.down_proj.weight.T,
+                )
+            )
+        self.last_scale = model.model.norm.weight * root
+        angles = torch.arange(capacity, device=weight.device)[:, None] * model.model.rotary_emb.inv_freq.float()
+        rotary = torch.complex(angles.cos().to(weight.dtype), angles.sin().to(weight.dtype))
+        self.rotary = rotary * model.model.rotary_emb.attention_scaling  # [capacity, D/2]
+        shape = (2, rows, self.groups, capacity, self.head_dim)
+        self.cache = [weight.new_empty(shape) for _ in self.layers]  # keys and values of a layer
+
+    def __call__(self, ids: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """Logits [rows, vocabulary] of the last of the new tokens.
+
+        ids, positions: [rows, T] int64. mask: additive [rows, 1, T, cached + T], or None for plain causal attention.
+        """
+        rows, new = ids.shape
+        start, self.length = self.length, self.length + new
+        hidden = F.embedding(ids.flatten(), self.model.model.embed_tokens.weight)  # [rows*T, hidden]
+        rotary = self.rotary[positions.flatten(), None]  # [rows*T, 1, D/2]
+        rotated = self.heads + self.groups
+        for cache, (qkv, bias, out, gate_up, down) in zip(self.cache, self.layers, strict=True):
+            x = F.linear(self._unit(hidden), qkv, bias).view(rows * new, -1, self.head_dim // 2, 2)
+            torch.view_as_complex(x[:, :rotated]).mul_(rotary)
+            x = x.view(rows, new, -1, self.head_dim)
+            key_value = x[:, :, self.heads :].unflatten(2, (2, self.groups))
+            cache[:, :, :, start : self.length] = key_value.permute(2, 0, 3, 1, 4)
+            keys, values = cache[:, :, :, : self.length]
+            attended = self._attention(x[:, :, : self.heads], keys, values, mask)
+            hidden = torch.addmm(hidden, attended, out)
+            gate, up = F.linear(self._unit(hidden), gate_up).chunk(2, dim=-1)
+            hidden = torch.addmm(hidden, F.silu(gate).mul_(up), down)
+        last = hidden.view(rows, new, -1)[:, -1]
+        return F.linear(self._unit(last) * self.last_scale, self.model.lm_head.weight)
+
+    def _unit(self, x: torch.Tensor) -> torch.Tensor:
+        """RMSNorm without its scale: x / sqrt(|x|^2 + hidden_size * eps); the weights carry sqrt(hidden_size)."""
+        return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).hypot(self.offset)
+
+    def _attention(
+        self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        """query [rows, T, heads, D], keys and values [rows, groups, K, D] -> [rows*T, heads*D]."""
+        rows, new, heads, head_dim = query.shape
+        if new > 1 or rows <= SMALL_BATCH:
+            attended = F.scaled_dot_product_attention(
+                query.transpose(1, 2),
+                keys,
+                values,
+                attn_mask=mask,
+                is_causal=mask is None and new > 1,
+                enable_gqa=self.groups != heads,
+            ).transpose(1, 2)
+        else:
+            query = (query * head_dim**-0.5).view(rows, self.groups, heads // self.groups, head_dim)
+            scores = query @ keys.transpose(2, 3)  # [rows, groups, heads per group, K]
+            attended = (scores if mask is None else scores.add_(mask)).softmax(-1) @ values
+        return attended.reshape(rows * new, heads * head_dim)
+
+    def keep_rows(self, rows: torch.Tensor) -> None:
+        """Keeps the cache of these rows only (ascending indices [kept] int64)."""
+        for i, old in enumerate(self.cache):
+            new = old.new_empty(2, len(rows), *old.shape[2:])
+            new[:, :, :, : self.length] = old[:, rows, :, : self.length]
+            self.cache[i] = new
+
+
+def _per_head(parameter: torch.Tensor, head_dim: int) -> torch.Tensor:
+    return parameter.unflatten(0, (-1, head_dim))

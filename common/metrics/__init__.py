@@ -1,0 +1,1 @@
+"""Timing, intervals and exact tests."""

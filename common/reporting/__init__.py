@@ -1,0 +1,1 @@
+"""Reported values, claims, verdicts, tables, figures, pages."""
