@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from common.generation.lean import head_of
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -64,18 +66,14 @@ class ModuleForward:
 
     def __init__(self, model: PreTrainedModel, rows: int, capacity: int) -> None:
         layers = [PreallocatedLayer(capacity) for _ in range(model.config.num_hidden_layers)]
-        self.model, self.layers, self.cache = model, layers, Cache(layers=layers)
+        self.backbone, self.head = model.base_model, head_of(model)
+        self.layers, self.cache = layers, Cache(layers=layers)
 
     def __call__(self, ids: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        out = self.model(
-            input_ids=ids,
-            position_ids=positions,
-            attention_mask=mask,
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=1,
+        out = self.backbone(
+            input_ids=ids, position_ids=positions, attention_mask=mask, past_key_values=self.cache, use_cache=True
         )
-        return out.logits[:, -1]
+        return self.head(out.last_hidden_state[:, -1])
 
     def keep_rows(self, rows: torch.Tensor) -> None:
         for layer in self.layers:

@@ -44,6 +44,11 @@ def why_not_lean(model: PreTrainedModel) -> str | None:
     return None
 
 
+def head_of(model: PreTrainedModel) -> torch.nn.Linear:
+    """The linear layer after the last norm: a language model's output embeddings, or a reward model's `score`."""
+    return model.score if hasattr(model, "score") else model.get_output_embeddings()
+
+
 class LeanForward:
     """Forward passes of `rows` sequences of at most `capacity` tokens; holds its own KV cache.
 
@@ -52,7 +57,8 @@ class LeanForward:
 
     def __init__(self, model: PreTrainedModel, rows: int, capacity: int) -> None:
         self.model, self.capacity, self.length = model, capacity, 0
-        config, weight = model.config, model.lm_head.weight
+        self.head = head_of(model)
+        config, weight = model.config, self.head.weight
         self.heads, self.groups = config.num_attention_heads, config.num_key_value_heads
         self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // self.heads
         root = config.hidden_size**0.5
@@ -85,7 +91,7 @@ class LeanForward:
         self.cache = [weight.new_empty(shape) for _ in self.layers]  # keys and values of a layer
 
     def __call__(self, ids: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """Logits [rows, vocabulary] of the last of the new tokens.
+        """The head's output [rows, vocabulary] (a reward model's: [rows, 1]) for the last of the new tokens.
 
         ids, positions: [rows, T] int64. mask: additive [rows, 1, T, cached + T], or None for plain causal attention.
         """
@@ -106,7 +112,7 @@ class LeanForward:
             gate, up = F.linear(self._unit(hidden), gate_up).chunk(2, dim=-1)
             hidden = torch.addmm(hidden, F.silu(gate).mul_(up), down)
         last = hidden.view(rows, new, -1)[:, -1]
-        return F.linear(self._unit(last) * self.last_scale, self.model.lm_head.weight)
+        return F.linear(self._unit(last) * self.last_scale, self.head.weight, self.head.bias)
 
     def _unit(self, x: torch.Tensor) -> torch.Tensor:
         """RMSNorm without its scale: x / sqrt(|x|^2 + hidden_size * eps); the weights carry sqrt(hidden_size)."""

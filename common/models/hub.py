@@ -29,7 +29,7 @@ def load_model(
     """
     from transformers import AutoModelForCausalLM
 
-    _check_source(source, network, ["config.json"], "*.safetensors")
+    check_source(source, network, ["config.json"], "*.safetensors")
     with _no_bars():
         model = AutoModelForCausalLM.from_pretrained(
             source,
@@ -46,7 +46,7 @@ def load_tokenizer(source: str | Path, *, network: bool = False) -> PreTrainedTo
     """A fast tokenizer from a folder in hub format, or from a hub id if `network` is true; errors as `load_model`."""
     from transformers import AutoTokenizer
 
-    _check_source(source, network, ["tokenizer.json", "tokenizer_config.json"])
+    check_source(source, network, ["tokenizer.json", "tokenizer_config.json"])
     return AutoTokenizer.from_pretrained(source, trust_remote_code=False, local_files_only=not network)
 
 
@@ -64,7 +64,7 @@ def _no_bars() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _check_source(source: str | Path, network: bool, files: list[str], weights: str | None = None) -> None:
+def check_source(source: str | Path, network: bool, files: list[str], weights: str | None = None) -> None:
     folder = Path(source)
     if not folder.is_dir():
         if network and isinstance(source, str):

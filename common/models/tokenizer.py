@@ -1,14 +1,14 @@
-"""Train a byte-level BPE tokenizer, in the form that `transformers` loads."""
+"""Tokenizers in the form that `transformers` loads: byte-level BPE from texts, and one token a word of a fixed list."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-END, PAD = "<|end|>", "<|pad|>"
+END, PAD, UNKNOWN = "<|end|>", "<|pad|>", "<|unknown|>"
 
 
 def train_tokenizer(
@@ -48,5 +48,29 @@ def train_tokenizer(
         eos_token=END,
         pad_token=PAD,
         extra_special_tokens=list(special_tokens),
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def word_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
+    """Whole numbers, words of lower-case letters and single other characters, each one token if it is in `words`.
+
+    <|pad|> is id 0, <|end|> id 1 and <|unknown|>, for anything else, id 2; the words follow in their order.
+    Raises ValueError for a word that stands twice.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    if len(set(words)) != len(words):
+        raise ValueError("a word stands twice in the vocabulary")
+    vocabulary = {word: i for i, word in enumerate([PAD, END, UNKNOWN, *words])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\d+|[a-z]+|."), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=END,
+        pad_token=PAD,
+        unk_token=UNKNOWN,
         clean_up_tokenization_spaces=False,
     )

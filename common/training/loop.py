@@ -109,13 +109,16 @@ def train(
     held_out: Sequence[Batch] = (),
     checkpoints: Path | None = None,
     loss: Loss = next_token_loss,
+    after_step: Callable[[int], None] | None = None,
     title: str = "training",
 ) -> TrainState:
     """Trains `model` in place and returns the record of the run; the model ends in evaluation mode.
 
     batches: step -> the batches of that optimiser step (their losses are summed and divided by all their labels).
     held_out: for the held-out loss; needed by `patience`. checkpoints: folder that holds checkpoint.pt; training
-    resumes from it if it exists. loss: (model, batch) -> summed loss of the batch's labels.
+    resumes from it if it exists. loss: (model, batch) -> summed loss of the batch's labels. after_step: called with the
+    number of steps done; it may use the model but not change it, and is called again for steps that a resumed run
+    redoes.
     Raises ValueError for a checkpoint of other settings, and FloatingPointError, naming the step, for a loss or a
     gradient that is not finite; the checkpoint of before stays. Ctrl-C finishes the step, writes a checkpoint and
     raises KeyboardInterrupt.
@@ -145,6 +148,8 @@ def train(
             if state.history and (due or state.step == config.steps):
                 state.history[-1]["seconds"] = state.seconds
             show(state.step, step_loss)
+            if after_step is not None:
+                after_step(state.step)
             last = state.step == config.steps or state.stopped_early
             if file is not None and (last or interrupted() or state.step % config.checkpoint_every == 0):
                 _save(file, model, optimizer, config, state, best)

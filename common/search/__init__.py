@@ -1,0 +1,1 @@
+"""Search at inference time: functions of one shape over propose, score and a budget."""

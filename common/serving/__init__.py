@@ -1,0 +1,1 @@
+"""Hardware catalogue, latency models and the cluster simulator."""

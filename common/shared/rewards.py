@@ -1,0 +1,172 @@
+"""The process and outcome reward models of the reasoners, trained on Monte Carlo rollouts (Wang et al. 2023,
+Math-Shepherd).
+
+The policy answers training problems; from some of the prefixes of each answer it is let finish several times; the share
+of right answers is the label of the prefix. The outcome model sees finished answers alone. Both are imperfect for real
+reasons: few rollouts, few problems, a small backbone.
+
+    prm/labels.parquet   task, problem, prompt, answer, text, step, finished, rate: one row a labelled prefix
+    prm/{model files}, orm/{model files}, metrics.json (AUROC and calibration by step), calibration.csv
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from common.shared import reasoners
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from omegaconf import DictConfig
+    from transformers import PreTrainedModel
+
+TASKS = {"chain": "chain_hard", "countdown": "countdown"}  # task -> the kept weights of the base reasoner
+
+
+def rollout_labels(cfg: DictConfig, split: str, counts: dict[str, int]) -> pd.DataFrame:
+    """Labelled prefixes of answers to problems of one split."""
+    import pandas as pd
+
+    from common.models.hub import load_model
+
+    frames = []
+    for task, kept in TASKS.items():
+        if counts[task]:
+            model = load_model(Path(cfg.shared) / "reasoner_base" / kept)
+            hard = "chain_hard" if task == "chain" else "countdown_hard"
+            frames.append(_label(cfg, model, reasoners.problems(cfg, hard, split, counts[task]), task))
+    return pd.concat(frames, ignore_index=True)
+
+
+def _label(cfg: DictConfig, model: PreTrainedModel, problems: list, task: str) -> pd.DataFrame:
+    import pandas as pd
+
+    from common.generation.sampler import generate
+
+    words, own = reasoners.tokenizer(), cfg.reasoners.rewards
+    end = words.convert_tokens_to_ids(reasoners.ANSWER_END)
+    limit, random = reasoners.LONGEST_ANSWER[task], np.random.default_rng([cfg.seed, len(problems)])
+
+    def finish(texts: list[str], stream: int) -> list[str]:
+        out = generate(
+            model, words(texts)["input_ids"], limit, do_sample=True, temperature=own.temperature, seed=cfg.seed,
+            stop_tokens=[end], streams=range(stream, stream + len(texts)),
+        )  # fmt: skip
+        return [words.decode(tokens) for tokens in out.tokens]
+
+    answers = finish([p.prompt for p in problems], 0)
+    rows, open_rows = [], []
+    for index, (problem, answer) in enumerate(zip(problems, answers, strict=True)):
+        ends = [i + 1 for i, character in enumerate(answer) if character in ",$"]
+        inner = ends[:-1] if answer.endswith("$") else ends
+        chosen = random.permutation(len(inner))[: own.prefixes]
+        row = {"task": task, "problem": index, "prompt": problem.prompt, "answer": answer}
+        rate = float(reasoners.VERIFY[task](problem, answer))
+        rows.append(row | {"text": answer, "step": len(ends), "finished": True, "rate": rate})
+        open_rows += [row | {"text": answer[: inner[i]], "step": int(i) + 1, "finished": False} for i in sorted(chosen)]
+    texts = [row["prompt"] + row["text"] for row in open_rows for _ in range(own.rollouts)]
+    chunk, ended = 1024, []
+    for start in range(0, len(texts), chunk):
+        ended += finish(texts[start : start + chunk], len(problems) + start)
+    verify = reasoners.VERIFY[task]
+    for i, row in enumerate(open_rows):
+        problem = problems[row["problem"]]
+        mine = ended[i * own.rollouts : (i + 1) * own.rollouts]
+        row["rate"] = float(np.mean([verify(problem, row["text"] + rest) for rest in mine]))
+    return pd.DataFrame(rows + open_rows).sort_values(["problem", "step"], ignore_index=True)
+
+
+def fit(cfg: DictConfig, labels: pd.DataFrame, *, outcome: bool = False, name: str = "prm") -> PreTrainedModel:
+    """A reward model trained on labelled prefixes (outcome: on finished answers alone)."""
+    from common.models.hub import load_model
+    from common.models.reward import labelled_batches, reward_model, step_loss
+    from common.training.checkpoint import checkpoint_folder
+    from common.training.loop import TrainConfig, train
+
+    words, own = reasoners.tokenizer(), cfg.reasoners.rewards
+    used = labels[labels["finished"]] if outcome else labels
+    rows = []
+    for _, group in used.groupby(["task", "problem"], sort=True):
+        first = group.iloc[0]
+        prompt, answer = (words.encode(first[column]) for column in ("prompt", "answer"))
+        lengths = [len(prompt) + len(words.encode(text)) for text in group["text"]]
+        rows.append(([*prompt, *answer], {n - 1: rate for n, rate in zip(lengths, group["rate"], strict=True)}))
+    model = reward_model(load_model(Path(cfg.shared) / "reasoner_base" / "final", attention="eager"), seed=cfg.seed)
+    config = TrainConfig(
+        steps=own.steps, learning_rate=own.learning_rate, warmup_steps=own.steps // 10, seed=cfg.seed, weight_decay=0.05
+    )
+    folder = checkpoint_folder(cfg.checkpoints, name, [reasoners._plain(own), cfg.seed, labels["rate"].sum()])
+    train(model, labelled_batches(rows, min(own.rows, len(rows)), seed=cfg.seed), config, loss=step_loss,
+          checkpoints=folder, title=name)  # fmt: skip
+    return model
+
+
+def predict(model: PreTrainedModel, labels: pd.DataFrame) -> np.ndarray:
+    """Scores in (0, 1) of labelled prefixes, by reading each of them whole."""
+    from common.generation.steps import State
+    from common.search.score import RewardModel
+
+    words = reasoners.tokenizer()
+    prompts = words(list(labels["prompt"]))["input_ids"]
+    texts = words(list(labels["text"]))["input_ids"]
+    states = [State(i, tuple(text), (len(text),)) for i, text in enumerate(texts)]
+    score = RewardModel(model, prompts)
+    return np.concatenate([score(states[i : i + 512]) for i in range(0, len(states), 512)])
+
+
+def quality(labels: pd.DataFrame, scores: np.ndarray, bins: int = 10) -> tuple[dict[str, float], pd.DataFrame]:
+    """AUROC by task and step (rate >= 1/2 against below), Brier score, and the calibration table."""
+    import pandas as pd
+    from sklearn.metrics import roc_auc_score
+
+    frame = labels.assign(score=scores, good=labels["rate"] >= 0.5)
+    metrics: dict[str, float] = {}
+    for task, group in frame.groupby("task"):
+        metrics[f"{task} brier"] = float(np.mean((group["score"] - group["rate"]) ** 2))
+        if group["good"].nunique() == 2:  # else there is nothing to tell apart
+            metrics[f"{task} auroc"] = float(roc_auc_score(group["good"], group["score"]))
+        for step, part in group.groupby("step"):
+            if part["good"].nunique() == 2 and len(part) >= 30:
+                metrics[f"{task} auroc, step {step}"] = float(roc_auc_score(part["good"], part["score"]))
+    edges = np.minimum((frame["score"] * bins).astype(int), bins - 1)
+    table = frame.groupby(["task", edges.rename("bin")]).agg(
+        score=("score", "mean"), rate=("rate", "mean"), prefixes=("rate", "size")
+    )
+    return metrics, pd.DataFrame(table).reset_index()
+
+
+def train_prm(cfg: DictConfig) -> None:
+    """A stage: labels by rollouts, the process model, and its quality on problems of the warm-up split."""
+    from common.models.hub import save_model
+
+    own, out = cfg.reasoners.rewards, Path(cfg.out)
+    labels = rollout_labels(cfg, "train", dict(own.problems))
+    labels.to_parquet(out / "labels.parquet", index=False)
+    model = fit(cfg, labels)
+    _finish(cfg, model, out)
+    save_model(model, out)
+
+
+def train_orm(cfg: DictConfig) -> None:
+    """A stage: the outcome model, on the finished answers of the process model's labels."""
+    import pandas as pd
+
+    from common.models.hub import save_model
+
+    out = Path(cfg.out)
+    labels = pd.read_parquet(Path(cfg.shared) / "prm" / "labels.parquet")
+    model = fit(cfg, labels, outcome=True, name="orm")
+    _finish(cfg, model, out)
+    save_model(model, out)
+
+
+def _finish(cfg: DictConfig, model: PreTrainedModel, out: Path) -> None:
+    held_out = rollout_labels(cfg, "warmup", dict(cfg.reasoners.rewards.held_out))
+    metrics, calibration = quality(held_out, predict(model, held_out))
+    calibration.to_csv(out / "calibration.csv", index=False)
+    (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    print(json.dumps(metrics), flush=True)

@@ -1,0 +1,157 @@
+"""Countdown: combine all the numbers with + - * / to reach a target: "8 9 6>5=" -> "9-6=3:8 3,8-3=5:5$".
+
+A solution is a row of steps. A step takes two of the numbers at hand, writes the operation and its value, and lists
+what is at hand afterwards; the last one leaves the target alone. With backtracking a trace also holds steps that lead
+nowhere: "x" takes back the latest step that still stands. `$` ends the answer. Numbers are small, so that a model of
+0.3M parameters can learn the arithmetic and what is left to guess is the way to the target.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterator
+from random import Random
+
+from common.tasks.problem import Problem, distinct_problems
+
+LARGEST_NUMBER, LARGEST_VALUE = 10, 30
+NUMBERS = (2, 5)  # fewest and most numbers at the start: the difficulty
+END, BACK = "$", "x"
+
+
+def generate(
+    seed: int, n: int, difficulty: int | tuple[int, int] = (3, 4), split: str = "train", *, backtrack: float = 0.0
+) -> list[Problem]:
+    """n different solvable problems of one split. difficulty: how many numbers, 2 to 5, or a range (both ends in).
+
+    backtrack: share of the solution's steps before which a wrong step is shown and taken back.
+    Raises ValueError for a difficulty or share out of range.
+    """
+    low, high = (difficulty, difficulty) if isinstance(difficulty, int) else difficulty
+    if not NUMBERS[0] <= low <= high <= NUMBERS[1]:
+        raise ValueError(f"difficulty must lie in {NUMBERS[0]}..{NUMBERS[1]}, not {difficulty}")
+    if not 0 <= backtrack <= 1:
+        raise ValueError(f"backtrack is a share of steps in [0, 1], not {backtrack}")
+    return distinct_problems(lambda random: _draw(random, random.randint(low, high), backtrack), seed, n, split)
+
+
+def _draw(random: Random, count: int, backtrack: float) -> Problem:
+    while True:
+        numbers = [random.randint(1, LARGEST_NUMBER) for _ in range(count)]
+        hand = list(numbers)
+        steps: list[str] = []
+        while len(hand) > 1:
+            options = list(moves(hand))
+            if not options:
+                break
+            if steps and random.random() < backtrack and len(options) > 1:
+                wrong = random.choice(options)
+                steps += [write(*wrong), BACK]
+            a, operator, b, value, rest = random.choice(options)
+            steps.append(write(a, operator, b, value, rest))
+            hand = rest
+        if len(hand) == 1 and hand[0] > 0:
+            break
+    prompt = f"{' '.join(map(str, numbers))}>{hand[0]}="
+    return Problem("countdown", "", prompt, ",".join(steps) + END, str(hand[0]), count)
+
+
+def moves(hand: list[int]) -> Iterator[tuple[int, str, int, int, list[int]]]:
+    """Every step from the numbers at hand: (a, operator, b, value, numbers afterwards), larger operand first."""
+    seen = set()
+    for i in range(len(hand)):
+        for j in range(i + 1, len(hand)):
+            a, b = max(hand[i], hand[j]), min(hand[i], hand[j])
+            if (a, b) in seen:
+                continue
+            seen.add((a, b))
+            others = [x for k, x in enumerate(hand) if k not in (i, j)]
+            for operator in "+-*/":
+                value = apply(a, operator, b)
+                if value is not None:
+                    yield a, operator, b, value, [*others, value]
+
+
+def apply(a: int, operator: str, b: int) -> int | None:
+    """One operation on whole numbers; None where the value is negative, not whole or above 99."""
+    if operator == "/":
+        value = a // b if b and a % b == 0 else None
+    else:
+        value = {"+": a + b, "-": a - b, "*": a * b}[operator]
+    return value if value is not None and 0 <= value <= LARGEST_VALUE else None
+
+
+def write(a: int, operator: str, b: int, value: int, rest: list[int]) -> str:
+    """A step as text."""
+    return f"{a}{operator}{b}={value}:{' '.join(map(str, rest))}"
+
+
+def read_step(text: str) -> tuple[int, str, int, int, list[int]] | None:
+    """The step that `write` wrote, or None for text that is none."""
+    found = re.fullmatch(r"(\d+)([-+*/])(\d+)=(\d+):(\d+(?: \d+)*)", text)
+    if not found:
+        return None
+    a, operator, b, value, rest = found.groups()
+    return int(a), operator, int(b), int(value), [int(x) for x in rest.split()]
+
+
+def hand_after(problem: Problem, text: str) -> list[int] | None:
+    """The numbers at hand after a trace so far (ending in ',' or '$'); None if a step of it is not valid.
+
+    Valid: the two numbers are at hand, the value is right, the listed numbers are those at hand afterwards, and a
+    step is taken back only where one stands.
+    """
+    hands = [[int(x) for x in problem.prompt.partition(">")[0].split()]]
+    body = text.removesuffix(END).removesuffix(",")
+    for part in body.split(",") if body else ():
+        if part == BACK:
+            if len(hands) == 1:
+                return None
+            hands.pop()
+            continue
+        step = read_step(part)
+        if step is None:
+            return None
+        a, operator, b, value, rest = step
+        hand = list(hands[-1])
+        for x in (a, b):
+            if x not in hand:
+                return None
+            hand.remove(x)
+        if apply(a, operator, b) != value or sorted([*hand, value]) != sorted(rest):
+            return None
+        hands.append(rest)
+    return hands[-1]
+
+
+def verify(problem: Problem, text: str) -> bool:
+    """Whether a finished answer uses every number once and reaches the target by valid steps."""
+    answer, end, _ = text.partition(END)
+    return bool(end) and hand_after(problem, answer) == [int(problem.result)]
+
+
+def verify_step(problem: Problem, text: str) -> bool:
+    """Whether every step so far is valid and the target can still be reached from what is at hand."""
+    hand = hand_after(problem, text)
+    return hand is not None and reachable(tuple(sorted(hand)), int(problem.result))
+
+
+@functools.lru_cache(maxsize=200_000)
+def reachable(hand: tuple[int, ...], target: int) -> bool:
+    """Whether steps exist that leave the target alone; by trying all of them."""
+    if len(hand) == 1:
+        return hand[0] == target
+    return any(reachable(tuple(sorted(rest)), target) for *_, rest in moves(list(hand)))
+
+
+def result_of(text: str) -> str | None:
+    """The steps that still stand in a finished answer, as one canonical string (for votes); None if not finished."""
+    answer, end, _ = text.partition(END)
+    standing: list[str] = []
+    for part in answer.split(","):
+        if part == BACK and standing:
+            standing.pop()
+        else:
+            standing.append(part.partition(":")[0])
+    return ",".join(standing) if end else None

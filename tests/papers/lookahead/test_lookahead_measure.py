@@ -1,0 +1,98 @@
+"""The experiment's own arithmetic, on cases whose results are known."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from common.generation.tree import no_draft
+from common.models.build import build
+from papers.lookahead.decoders import Memoryless, Setting, Task, choose_sizes, repetition, replayed, tokens_per_pass
+from papers.lookahead.judge import _unpaired, modelled_speed_up
+from papers.lookahead.measure import bytes_of, margin, recorded
+from papers.lookahead.method import DraftTrie
+
+
+@pytest.fixture
+def task():
+    """Answers that count upwards from the prompt; the warm-up knows them as far as 30."""
+    answers = {
+        "warmup": [[*range(0, 20), 99], [*range(10, 30), 99]],
+        "train": [[*range(5, 17), 99]],
+        "test": [[*range(3, 15), 99], [*range(8, 20), 99]],
+    }
+    prompts = {split: [[50, answer[0] - 1] for answer in texts] for split, texts in answers.items()}
+    return Task("counting", prompts, answers, 13, end=99)
+
+
+def test_repetition_is_the_share_of_grams_that_came_before():
+    assert repetition([1, 2, 3, 4, 5]) == 0
+    assert repetition([7] * 10) == pytest.approx(6 / 7)
+    assert repetition([1, 2, 3, 4] * 2) == pytest.approx(1 / 5)
+    assert repetition([1, 2]) == 0
+
+
+def test_a_drafter_starts_from_the_warm_trie_each_time(task):
+    setting = Setting(16, 4)
+    first = replayed(task.drafter(setting), task)
+    assert [run.accepted for run in replayed(task.drafter(setting), task)] == [run.accepted for run in first]
+    assert task.learnt == [list(range(0, 20)), list(range(10, 30))]
+    assert first[0].accepted == [5, 5, 3]  # four drafted and one more; the end token is in no trie
+    assert tokens_per_pass(first) == 26 / 6
+
+
+def test_without_learning_a_trie_ends_as_it_began(task):
+    drafter = task.drafter(Setting(16, 4))
+    nodes = drafter.trie.nodes
+    replayed(drafter, task, learn=False)
+    assert drafter.trie.nodes == nodes
+    replayed(drafter, task)
+    assert sum(child.output for child in drafter.trie.roots[3].children.values()) == 2  # and now it has learnt
+
+
+def test_sizes_are_those_with_the_most_tokens_per_unit_of_time(task):
+    class Settings:
+        choose, branch_length = (2, 4, 8), 12
+
+    assert choose_sizes(Settings, task, token_cost=0.0)["decoding_length"] == 8
+    assert choose_sizes(Settings, task, token_cost=10.0)["decoding_length"] == 2
+
+
+def test_recorded_passes_are_the_replayed_ones(task):
+    passes = recorded(task.drafter(Setting(16, 4)), task, 0)
+    assert [len(one.tokens) for one in passes] == [5, 5, 3]
+    assert [one.path for one in passes] == [[0, 1, 2, 3, 4], [0, 1, 2, 3, 4], [0, 1, 2]]
+    assert [token for one in passes for token in one.tokens] == task.answers["test"][0]
+    assert all(len(one.path) == 1 for one in recorded(Memoryless(no_draft), task, 1))
+
+
+def test_modelled_speed_up_counts_each_pass_at_its_time():
+    curve = pd.DataFrame({"tokens": [1, 3, 5], "ms": [2.0, 4.0, 8.0]})
+    rows = pd.DataFrame({"new_tokens": [6, 2], "forwards": [2, 1], "drafted": [[1, 4], [5]]})
+    assert modelled_speed_up(rows, curve) == pytest.approx(2.0 * 8 / (2 + 6 + 8))
+
+
+def test_margin_is_that_of_the_place_where_texts_part():
+    model = build({"vocab_size": 16, "hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}, seed=0)
+    with torch.no_grad():
+        two = model(input_ids=torch.tensor([[1, 2, 3]])).logits[0, -1].topk(2).values
+    assert margin(model, [1, 2], [3, 4, 5], [3, 6, 5]) == pytest.approx(float(two[0] - two[1]), abs=1e-6)
+    assert margin(model, [1, 2], [3], [3, 6]) == float("inf")
+
+
+def test_unpaired_difference_of_ratios():
+    same = np.array([[10.0, 5.0]] * 8)
+    other = np.array([[9.0, 3.0]] * 12)
+    got = _unpaired(other, same, seed=0)
+    assert (got.value, got.low, got.high, got.n) == (1.0, 1.0, 1.0, 8)
+    rng = np.random.default_rng(0)
+    wide = _unpaired(rng.integers(1, 9, (50, 2)).astype(float), rng.integers(1, 9, (60, 2)).astype(float), seed=0)
+    assert wide.low < wide.value < wide.high
+
+
+def test_memory_grows_with_nodes():
+    trie = DraftTrie(4)
+    empty = bytes_of(trie)
+    trie.insert_output(range(50))
+    assert empty == 0
+    assert bytes_of(trie) > 100 * trie.nodes
