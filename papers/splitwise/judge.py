@@ -62,7 +62,7 @@ class Study:
         self.frames: Frames = {path.stem: pd.read_csv(path) for path in sorted(infer.glob("*.csv"))}
         self.timing = json.loads((infer / "ratios.json").read_text())
         sources = json.loads((Path(cfg.artifacts) / "data" / "sources.json").read_text())
-        substitute = any("trace" in s["name"] and s["origin"] == "embedded" for s in sources)
+        substitute = any(s["name"].startswith("azure_llm/") and s["origin"] == "embedded" for s in sources)
         self.basis = "analogue" if substitute else None
         self.seeds = [cfg.seed + seed for seed in cfg.trace_seeds]
         self.selection = cfg.seed + cfg.selection_seed
