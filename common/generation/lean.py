@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 SMALL_BATCH = 16  # rows up to which the fused attention kernel beats two batched products for one query per row
+# Tokens a block of the cache in batches of at least LARGE_BATCH rows. There the cache exceeds the processor's own, and a
+# product over slices with gaps (the unfilled capacity) takes twice the time of one without; a full block has none.
+BLOCK, LARGE_BATCH = 32, 96
 
 
 def why_not_lean(model: PreTrainedModel) -> str | None:
@@ -50,7 +53,7 @@ def head_of(model: PreTrainedModel) -> torch.nn.Linear:
 
 
 class LeanForward:
-    """Forward passes of `rows` sequences of at most `capacity` tokens; holds its own KV cache.
+    """Forward passes of `rows` sequences of at most `capacity` tokens; holds its own KV cache, in blocks.
 
     The attention-input and MLP-input weights are copied once at construction.
     """
@@ -87,8 +90,9 @@ class LeanForward:
         angles = torch.arange(capacity, device=weight.device)[:, None] * model.model.rotary_emb.inv_freq.float()
         rotary = torch.complex(angles.cos().to(weight.dtype), angles.sin().to(weight.dtype))
         self.rotary = rotary * model.model.rotary_emb.attention_scaling  # [capacity, D/2]
-        shape = (2, rows, self.groups, capacity, self.head_dim)
-        self.cache = [weight.new_empty(shape) for _ in self.layers]  # keys and values of a layer
+        self.rows = rows
+        self.cache: list[list[torch.Tensor]] = [[] for _ in self.layers]  # blocks of keys and values of each layer
+        self.filled: list[int] = []  # tokens in each block
 
     def __call__(self, ids: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """The head's output [rows, vocabulary] (a reward model's: [rows, 1]) for the last of the new tokens.
@@ -96,18 +100,18 @@ class LeanForward:
         ids, positions: [rows, T] int64. mask: additive [rows, 1, T, cached + T], or None for plain causal attention.
         """
         rows, new = ids.shape
-        start, self.length = self.length, self.length + new
+        start = self._room(new)
         hidden = F.embedding(ids.flatten(), self.model.model.embed_tokens.weight)  # [rows*T, hidden]
         rotary = self.rotary[positions.flatten(), None]  # [rows*T, 1, D/2]
         rotated = self.heads + self.groups
-        for cache, (qkv, bias, out, gate_up, down) in zip(self.cache, self.layers, strict=True):
+        for blocks, (qkv, bias, out, gate_up, down) in zip(self.cache, self.layers, strict=True):
             x = F.linear(self._unit(hidden), qkv, bias).view(rows * new, -1, self.head_dim // 2, 2)
             torch.view_as_complex(x[:, :rotated]).mul_(rotary)
             x = x.view(rows, new, -1, self.head_dim)
             key_value = x[:, :, self.heads :].unflatten(2, (2, self.groups))
-            cache[:, :, :, start : self.length] = key_value.permute(2, 0, 3, 1, 4)
-            keys, values = cache[:, :, :, : self.length]
-            attended = self._attention(x[:, :, : self.heads], keys, values, mask)
+            blocks[-1][:, :, :, start : start + new] = key_value.permute(2, 0, 3, 1, 4)
+            filled = [block[:, :, :, :count] for block, count in zip(blocks, self.filled, strict=True)]
+            attended = self._attention(x[:, :, : self.heads], filled, mask)
             hidden = torch.addmm(hidden, attended, out)
             gate, up = F.linear(self._unit(hidden), gate_up).chunk(2, dim=-1)
             hidden = torch.addmm(hidden, F.silu(gate).mul_(up), down)
@@ -119,11 +123,12 @@ class LeanForward:
         return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).hypot(self.offset)
 
     def _attention(
-        self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None
+        self, query: torch.Tensor, blocks: list[torch.Tensor], mask: torch.Tensor | None
     ) -> torch.Tensor:
-        """query [rows, T, heads, D], keys and values [rows, groups, K, D] -> [rows*T, heads*D]."""
+        """query [rows, T, heads, D], blocks of keys and values [2, rows, groups, K_i, D] -> [rows*T, heads*D]."""
         rows, new, heads, head_dim = query.shape
         if new > 1 or rows <= SMALL_BATCH:
+            keys, values = blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=3)
             attended = F.scaled_dot_product_attention(
                 query.transpose(1, 2),
                 keys,
@@ -134,16 +139,40 @@ class LeanForward:
             ).transpose(1, 2)
         else:
             query = (query * head_dim**-0.5).view(rows, self.groups, heads // self.groups, head_dim)
-            scores = query @ keys.transpose(2, 3)  # [rows, groups, heads per group, K]
-            attended = (scores if mask is None else scores.add_(mask)).softmax(-1) @ values
+            scores = torch.cat([query @ keys.transpose(2, 3) for keys, _ in blocks], dim=-1)
+            weights = (scores if mask is None else scores.add_(mask)).softmax(-1)  # [rows, groups, heads per group, K]
+            parts = weights.split(self.filled, dim=-1)
+            attended = parts[0] @ blocks[0][1]
+            for part, (_, values) in zip(parts[1:], blocks[1:], strict=True):
+                attended += part @ values
         return attended.reshape(rows * new, heads * head_dim)
 
+    def _room(self, new: int) -> int:
+        """Makes the last block of every layer hold `new` more tokens; returns where in it they go."""
+        if self.length + new > self.capacity:
+            raise ValueError(f"{self.length + new} tokens do not fit a cache of {self.capacity}")
+        if not self.filled or self.filled[-1] + new > self.cache[0][-1].shape[3]:
+            large = self.rows >= LARGE_BATCH
+            size = max(new, BLOCK if self.length else 0) if large else self.capacity - self.length
+            for blocks in self.cache:
+                blocks.append(self.last_scale.new_empty(2, self.rows, self.groups, size, self.head_dim))
+            self.filled.append(0)
+        self.filled[-1] += new
+        self.length += new
+        return self.filled[-1] - new
+
     def keep_rows(self, rows: torch.Tensor) -> None:
-        """Keeps the cache of these rows only (ascending indices [kept] int64)."""
-        for i, old in enumerate(self.cache):
-            new = old.new_empty(2, len(rows), *old.shape[2:])
-            new[:, :, :, : self.length] = old[:, rows, :, : self.length]
-            self.cache[i] = new
+        """Row i becomes a copy of row rows[i], int64 [new rows]; the blocks become one."""
+        self.rows = len(rows)
+        size = self.length if self.rows >= LARGE_BATCH else self.capacity
+        for layer, old in enumerate(self.cache):
+            new = self.last_scale.new_empty(2, self.rows, self.groups, size, self.head_dim)
+            start = 0
+            for block, count in zip(old, self.filled, strict=True):
+                new[:, :, :, start : start + count] = block[:, rows, :, :count]
+                start += count
+            self.cache[layer] = [new]
+        self.filled = [self.length]
 
 
 def _per_head(parameter: torch.Tensor, head_dim: int) -> torch.Tensor:

@@ -218,13 +218,17 @@ def test_ledger_adds_and_merges():
 @pytest.mark.parametrize("architecture", ["llama", "qwen2"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float64, 1e-11)])
 @pytest.mark.parametrize("rows", [2, 20])
-def test_lean_logits_are_the_modules(architecture, dtype, tolerance, rows, monkeypatch):
+@pytest.mark.parametrize("block", [None, 2])
+def test_lean_logits_are_the_modules(architecture, dtype, tolerance, rows, block, monkeypatch):
     """In float64 the module's norms, which `transformers` rounds to float32, are computed in float64 for this test."""
     from transformers.models.llama.modeling_llama import LlamaRMSNorm
     from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
-    from common.generation.lean import LeanForward
+    from common.generation import lean
 
+    if block:  # a cache of many blocks, as in large batches
+        monkeypatch.setattr(lean, "BLOCK", block)
+        monkeypatch.setattr(lean, "LARGE_BATCH", 1)
     for norm in (LlamaRMSNorm, Qwen2RMSNorm):
         monkeypatch.setattr(
             norm,
@@ -234,13 +238,22 @@ def test_lean_logits_are_the_modules(architecture, dtype, tolerance, rows, monke
 
     model = tiny(architecture, dtype)
     ids = torch.stack(random_prompts([9] * rows))
-    forward = LeanForward(model, rows, 9)
+    forward = lean.LeanForward(model, rows, 9)
     with torch.no_grad():
         expected = model(ids).logits
         positions = torch.arange(9).expand(rows, -1)
         first = forward(ids[:, :6], positions[:, :6], None)
         steps = [forward(ids[:, i : i + 1], positions[:, i : i + 1], None) for i in range(6, 9)]
-    torch.testing.assert_close(torch.stack([first, *steps], 1), expected[:, 5:], atol=tolerance, rtol=tolerance)
+        torch.testing.assert_close(torch.stack([first, *steps], 1), expected[:, 5:], atol=tolerance, rtol=tolerance)
+        again = lean.LeanForward(model, rows, 9)
+        again(ids[:, :3], positions[:, :3], None)
+        again(ids[:, 3:4], positions[:, 3:4], None)
+        order = torch.arange(rows).flip(0)
+        again.keep_rows(order)
+        future = torch.zeros(4, 8, dtype=dtype).masked_fill_(torch.ones(4, 8).triu(5).bool(), float("-inf"))
+        again(ids[order, 4:8], positions[:, 4:8], future)  # several tokens after several blocks
+        last = again(ids[order, 8:9], positions[:, 8:9], None)
+    torch.testing.assert_close(last[order], expected[:, 8], atol=tolerance, rtol=tolerance)
 
 
 def test_lean_leaves_changed_modules_alone():
