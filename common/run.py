@@ -30,6 +30,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 ROOT = Path(__file__).resolve().parents[1]
 PROFILES = ("smoke", "cpu", "gpu", "paper")
+SHARED = ("shared", "reasoners")  # folders of common/ whose stages make models that several papers use
 ORDER = ("data", "train", "infer", "figures")
 TRACKED = {"profile", "seed", "device", "data_root"}  # the overrides of DVC's own call
 
@@ -40,8 +41,8 @@ def papers() -> list[str]:
 
 
 def folder(slug: str) -> Path:
-    """Where a paper (or `shared`, the models that several papers use) has its experiment.py and conf/."""
-    return ROOT / "common" / "shared" if slug == "shared" else ROOT / "papers" / slug
+    """Where a paper (or one of SHARED) has its experiment.py and conf/."""
+    return ROOT / ("common" if slug in SHARED else "papers") / slug
 
 
 def stages(slug: str) -> list[str]:
@@ -61,9 +62,9 @@ def params() -> dict[str, str]:
 
 def check_words(slug: str, stage: str, profile: str) -> None:
     """Raises SystemExit that lists the valid papers, stages or profiles when one of the words is none of them."""
-    if slug not in [*papers(), "shared"]:
-        raise SystemExit(f"unknown paper {slug!r}; the papers are: {', '.join(papers())} (and: shared)")
-    known = [*stages(slug), *(["notebook", "all"] if slug != "shared" else [])]
+    if slug not in [*papers(), *SHARED]:
+        raise SystemExit(f"unknown paper {slug!r}; the papers are: {', '.join(papers())} (and: {', '.join(SHARED)})")
+    known = [*stages(slug), *(["notebook", "all"] if slug not in SHARED else [])]
     if stage not in known:
         raise SystemExit(f"unknown stage {stage!r} of {slug}; its stages are: {', '.join(known)}")
     have = [p for p in PROFILES if (folder(slug) / "conf" / "profile" / f"{p}.yaml").exists()]
@@ -162,7 +163,7 @@ def execute(cfg: DictConfig, overrides: list[str], tracked: bool) -> Path:
     """Runs cfg.stage and publishes its outputs; see the module's text for where."""
     _resolve(cfg)
     if cfg.stage == "all":
-        cfg.shared = str(cfg.shared)  # the models that several papers use stay where they are
+        cfg.shared, cfg.reasoners = str(cfg.shared), str(cfg.reasoners)  # shared models stay where they are
         cfg.root = str(_run_folder(cfg, overrides))
         chain = [stage for stage in ORDER if stage in stages(cfg.slug)]
         return [_stage(cfg, stage, _tracked_target(cfg, stage)) for stage in chain][-1]
@@ -217,7 +218,8 @@ def _stage(cfg: DictConfig, stage: str, target: Path) -> Path:
         _remove(partial)
     seconds = time.perf_counter() - start
     if target == _tracked_target(cfg, stage):
-        record = Path(cfg.artifacts).parent / "seconds" / f"{cfg.slug}.{stage}.txt"
+        owner = "shared" if cfg.slug in SHARED else cfg.slug
+        record = Path(cfg.artifacts).parent / "seconds" / f"{owner}.{stage}.txt"
         record.parent.mkdir(parents=True, exist_ok=True)
         record.write_text(f"{seconds:.2f}\n")
     print(f"{cfg.slug} {stage}: {seconds:.1f} s, {os.path.relpath(target)}", flush=True)
@@ -229,8 +231,8 @@ def _function(slug: str, stage: str) -> Callable[[DictConfig], None]:
         from common.reporting.notebook import stage as notebook_stage
 
         return notebook_stage
-    module = "common.shared.experiment" if slug == "shared" else f"papers.{slug}.experiment"
-    return getattr(importlib.import_module(module), stage)
+    package = "common" if slug in SHARED else "papers"
+    return getattr(importlib.import_module(f"{package}.{slug}.experiment"), stage)
 
 
 def seed_everything(seed: int) -> None:

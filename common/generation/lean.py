@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 SMALL_BATCH = 16  # rows up to which the fused attention kernel beats two batched products for one query per row
-# Tokens a block of the cache in batches of at least LARGE_BATCH rows. There the cache exceeds the processor's own, and a
+# Tokens a block of the cache in batches of at least LARGE_BATCH rows. There it exceeds the processor's own cache, and a
 # product over slices with gaps (the unfilled capacity) takes twice the time of one without; a full block has none.
 BLOCK, LARGE_BATCH = 32, 96
 
@@ -122,9 +122,7 @@ class LeanForward:
         """RMSNorm without its scale: x / sqrt(|x|^2 + hidden_size * eps); the weights carry sqrt(hidden_size)."""
         return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).hypot(self.offset)
 
-    def _attention(
-        self, query: torch.Tensor, blocks: list[torch.Tensor], mask: torch.Tensor | None
-    ) -> torch.Tensor:
+    def _attention(self, query: torch.Tensor, blocks: list[torch.Tensor], mask: torch.Tensor | None) -> torch.Tensor:
         """query [rows, T, heads, D], blocks of keys and values [2, rows, groups, K_i, D] -> [rows*T, heads*D]."""
         rows, new, heads, head_dim = query.shape
         if new > 1 or rows <= SMALL_BATCH:

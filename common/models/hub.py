@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def save_model(model: PreTrainedModel, folder: str | Path) -> None:
     """Writes config.json, generation_config.json and safetensors weights into `folder` (made if absent)."""
-    with _no_bars():
+    with no_bars():
         model.save_pretrained(folder)
 
 
@@ -30,7 +30,7 @@ def load_model(
     from transformers import AutoModelForCausalLM
 
     check_source(source, network, ["config.json"], "*.safetensors")
-    with _no_bars():
+    with no_bars():
         model = AutoModelForCausalLM.from_pretrained(
             source,
             dtype=dtype,
@@ -51,7 +51,7 @@ def load_tokenizer(source: str | Path, *, network: bool = False) -> PreTrainedTo
 
 
 @contextmanager
-def _no_bars() -> Iterator[None]:
+def no_bars() -> Iterator[None]:
     """Without the progress bars that `transformers` shows for every file, however small."""
     from transformers.utils import logging
 

@@ -39,12 +39,14 @@ def load_reward_model(source: str | Path, *, dtype: torch.dtype = torch.float32)
     """A reward model from a folder in hub format; evaluation mode, CPU. Raises FileNotFoundError if it is none."""
     from transformers import AutoModelForSequenceClassification
 
-    from common.models.hub import check_source
+    from common.models.hub import check_source, no_bars
 
     check_source(source, False, ["config.json"], "*.safetensors")
-    return AutoModelForSequenceClassification.from_pretrained(
-        source, dtype=dtype, use_safetensors=True, trust_remote_code=False, local_files_only=True
-    ).eval()
+    with no_bars():
+        model = AutoModelForSequenceClassification.from_pretrained(
+            source, dtype=dtype, use_safetensors=True, trust_remote_code=False, local_files_only=True
+        )
+    return model.eval()
 
 
 def step_loss(model: PreTrainedModel, batch: Batch) -> torch.Tensor:

@@ -22,14 +22,16 @@ OURS = ("common", "kernels", "papers")
 
 
 def pipelines() -> list[tuple[str, str]]:
-    """(slug, stage) of every stage; the root's are those of `shared`, and `report`."""
-    files = {"shared": ROOT / "dvc.yaml"} | {slug: ROOT / "papers" / slug / "dvc.yaml" for slug in run.papers()}
+    """(slug, stage) of every stage; the root's are those of run.SHARED, and those on all papers as of `shared`."""
+    owner = {stage: slug for slug in run.SHARED for stage in run.stages(slug)}
+    root = [(owner.get(name, "shared"), name) for name in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]]
+    files = {slug: ROOT / "papers" / slug / "dvc.yaml" for slug in run.papers()}
     there = {slug: yaml.safe_load(file.read_text())["stages"] for slug, file in files.items() if file.exists()}
-    return [(slug, name) for slug, stages in there.items() for name in stages]
+    return root + [(slug, name) for slug, stages in there.items() for name in stages]
 
 
 def definition(slug: str, stage: str) -> dict:
-    file = ROOT / "dvc.yaml" if slug == "shared" else ROOT / "papers" / slug / "dvc.yaml"
+    file = ROOT / "dvc.yaml" if slug in run.SHARED else ROOT / "papers" / slug / "dvc.yaml"
     return yaml.safe_load(file.read_text())["stages"][stage]
 
 
@@ -161,7 +163,8 @@ def test_every_stage_of_an_experiment_is_in_the_pipeline(slug):
 
 
 def test_shared_stages_are_in_the_pipeline():
-    assert sorted(s for slug, s in pipelines() if slug == "shared") == sorted([*run.stages("shared"), *ON_ALL_PAPERS])
+    shared = [stage for slug in run.SHARED for stage in run.stages(slug)]
+    assert sorted(s for slug, s in pipelines() if slug in run.SHARED) == sorted([*shared, *ON_ALL_PAPERS])
 
 
 @pytest.mark.parametrize("slug", run.papers())
@@ -182,7 +185,7 @@ def test_package_inits_of_common_import_nothing():
         assert not list(imported(ast.parse(file.read_text()).body)), file
 
 
-@pytest.mark.parametrize("slug", [*run.papers(), "shared"])
+@pytest.mark.parametrize("slug", [*run.papers(), *run.SHARED])
 def test_profiles_are_differences_from_cpu(slug):
     """A key that cpu.yaml lacks would be merged in silently: a typo that changes nothing."""
     folder = run.folder(slug) / "conf" / "profile"
@@ -209,7 +212,7 @@ def test_the_graph_is_acyclic_and_the_report_needs_every_stage(clone):
     )
     acyclic, stages, planned = json.loads(clone.python("-c", program).stdout.splitlines()[-1])
     assert acyclic
-    expected = {f"{s}@cpu" if slug == "shared" else f"papers/{slug}/dvc.yaml:{s}@cpu" for slug, s in pipelines()}
+    expected = {f"{s}@cpu" if slug in run.SHARED else f"papers/{slug}/dvc.yaml:{s}@cpu" for slug, s in pipelines()}
     assert set(stages) == set(planned) == expected
     assert "report@cpu" in planned[-2:]
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from common.shared import reasoners
+from common.reasoners import policies
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,9 +36,9 @@ def rollout_labels(cfg: DictConfig, split: str, counts: dict[str, int]) -> pd.Da
     frames = []
     for task, kept in TASKS.items():
         if counts[task]:
-            model = load_model(Path(cfg.shared) / "reasoner_base" / kept)
+            model = load_model(Path(cfg.reasoners) / "reasoner_base" / kept)
             hard = "chain_hard" if task == "chain" else "countdown_hard"
-            frames.append(_label(cfg, model, reasoners.problems(cfg, hard, split, counts[task]), task))
+            frames.append(_label(cfg, model, policies.problems(cfg, hard, split, counts[task]), task))
     return pd.concat(frames, ignore_index=True)
 
 
@@ -47,9 +47,9 @@ def _label(cfg: DictConfig, model: PreTrainedModel, problems: list, task: str) -
 
     from common.generation.sampler import generate
 
-    words, own = reasoners.tokenizer(), cfg.reasoners.rewards
-    end = words.convert_tokens_to_ids(reasoners.ANSWER_END)
-    limit, random = reasoners.LONGEST_ANSWER[task], np.random.default_rng([cfg.seed, len(problems)])
+    words, own = policies.tokenizer(), cfg.rewards
+    end = words.convert_tokens_to_ids(policies.ANSWER_END)
+    limit, random = policies.LONGEST_ANSWER[task], np.random.default_rng([cfg.seed, len(problems)])
 
     def finish(texts: list[str], stream: int) -> list[str]:
         out = generate(
@@ -65,14 +65,14 @@ def _label(cfg: DictConfig, model: PreTrainedModel, problems: list, task: str) -
         inner = ends[:-1] if answer.endswith("$") else ends
         chosen = random.permutation(len(inner))[: own.prefixes]
         row = {"task": task, "problem": index, "prompt": problem.prompt, "answer": answer}
-        rate = float(reasoners.VERIFY[task](problem, answer))
+        rate = float(policies.VERIFY[task](problem, answer))
         rows.append(row | {"text": answer, "step": len(ends), "finished": True, "rate": rate})
         open_rows += [row | {"text": answer[: inner[i]], "step": int(i) + 1, "finished": False} for i in sorted(chosen)]
     texts = [row["prompt"] + row["text"] for row in open_rows for _ in range(own.rollouts)]
     chunk, ended = 1024, []
     for start in range(0, len(texts), chunk):
         ended += finish(texts[start : start + chunk], len(problems) + start)
-    verify = reasoners.VERIFY[task]
+    verify = policies.VERIFY[task]
     for i, row in enumerate(open_rows):
         problem = problems[row["problem"]]
         mine = ended[i * own.rollouts : (i + 1) * own.rollouts]
@@ -87,7 +87,7 @@ def fit(cfg: DictConfig, labels: pd.DataFrame, *, outcome: bool = False, name: s
     from common.training.checkpoint import checkpoint_folder
     from common.training.loop import TrainConfig, train
 
-    words, own = reasoners.tokenizer(), cfg.reasoners.rewards
+    words, own = policies.tokenizer(), cfg.rewards
     used = labels[labels["finished"]] if outcome else labels
     rows = []
     for _, group in used.groupby(["task", "problem"], sort=True):
@@ -95,11 +95,11 @@ def fit(cfg: DictConfig, labels: pd.DataFrame, *, outcome: bool = False, name: s
         prompt, answer = (words.encode(first[column]) for column in ("prompt", "answer"))
         lengths = [len(prompt) + len(words.encode(text)) for text in group["text"]]
         rows.append(([*prompt, *answer], {n - 1: rate for n, rate in zip(lengths, group["rate"], strict=True)}))
-    model = reward_model(load_model(Path(cfg.shared) / "reasoner_base" / "final", attention="eager"), seed=cfg.seed)
+    model = reward_model(load_model(Path(cfg.reasoners) / "reasoner_base" / "final", attention="eager"), seed=cfg.seed)
     config = TrainConfig(
         steps=own.steps, learning_rate=own.learning_rate, warmup_steps=own.steps // 10, seed=cfg.seed, weight_decay=0.05
     )
-    folder = checkpoint_folder(cfg.checkpoints, name, [reasoners._plain(own), cfg.seed, labels["rate"].sum()])
+    folder = checkpoint_folder(cfg.checkpoints, name, [policies._plain(own), cfg.seed, labels["rate"].sum()])
     train(model, labelled_batches(rows, min(own.rows, len(rows)), seed=cfg.seed), config, loss=step_loss,
           checkpoints=folder, title=name)  # fmt: skip
     return model
@@ -110,7 +110,7 @@ def predict(model: PreTrainedModel, labels: pd.DataFrame) -> np.ndarray:
     from common.generation.steps import State
     from common.search.score import RewardModel
 
-    words = reasoners.tokenizer()
+    words = policies.tokenizer()
     prompts = words(list(labels["prompt"]))["input_ids"]
     texts = words(list(labels["text"]))["input_ids"]
     states = [State(i, tuple(text), (len(text),)) for i, text in enumerate(texts)]
@@ -143,7 +143,7 @@ def train_prm(cfg: DictConfig) -> None:
     """A stage: labels by rollouts, the process model, and its quality on problems of the warm-up split."""
     from common.models.hub import save_model
 
-    own, out = cfg.reasoners.rewards, Path(cfg.out)
+    own, out = cfg.rewards, Path(cfg.out)
     labels = rollout_labels(cfg, "train", dict(own.problems))
     labels.to_parquet(out / "labels.parquet", index=False)
     model = fit(cfg, labels)
@@ -158,14 +158,14 @@ def train_orm(cfg: DictConfig) -> None:
     from common.models.hub import save_model
 
     out = Path(cfg.out)
-    labels = pd.read_parquet(Path(cfg.shared) / "prm" / "labels.parquet")
+    labels = pd.read_parquet(Path(cfg.reasoners) / "prm" / "labels.parquet")
     model = fit(cfg, labels, outcome=True, name="orm")
     _finish(cfg, model, out)
     save_model(model, out)
 
 
 def _finish(cfg: DictConfig, model: PreTrainedModel, out: Path) -> None:
-    held_out = rollout_labels(cfg, "warmup", dict(cfg.reasoners.rewards.held_out))
+    held_out = rollout_labels(cfg, "warmup", dict(cfg.rewards.held_out))
     metrics, calibration = quality(held_out, predict(model, held_out))
     calibration.to_csv(out / "calibration.csv", index=False)
     (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")

@@ -1,0 +1,235 @@
+"""The policies: small Llamas that solve chains and countdown step by step, in three sizes and three styles.
+
+Search and reinforcement learning need models that are neither hopeless nor perfect. So while a model trains, its
+accuracy is watched, and the weights nearest the middle of each wanted range are kept beside the final ones:
+
+    <stage>/final                                   hub format, with the tokenizer
+    <stage>/chain_hard, chain_strong, countdown     of the three sizes: by greedy accuracy on the hard splits
+    <stage>/start                                   of the styles: by sampled accuracy on their own chains
+    <stage>/metrics.json                            accuracy by task and difficulty of each, and the gates
+    <stage>/hard.json                               the difficulties of the hard splits
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from omegaconf import OmegaConf
+
+from common.tasks import chain, countdown
+from common.tasks.problem import Problem
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+    from common.training.data import Batches, Example
+
+WORDS = [*map(str, range(100)), *"+-*/=>:, x$#?~", *chain.LABELS]
+STEP_ENDS, ANSWER_END = (",",), "$"
+VERIFY = {"chain": chain.verify, "countdown": countdown.verify}
+PASSED = 3  # evaluations in a row above its ranges after which an accuracy is no longer watched
+LONGEST_ANSWER = {"chain": 150, "countdown": 64}  # new tokens
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """Numbers 0..99 and the symbols of the tasks, a token each; `$` ends an answer."""
+    from common.models.tokenizer import word_tokenizer
+
+    return word_tokenizer(WORDS)
+
+
+def problems(cfg: DictConfig, task: str, split: str, count: int | None = None) -> list[Problem]:
+    """Problems of a stage's training mixture ('chain', 'style_chain' or 'countdown'), or of the hard splits that search
+    is judged on ('chain_hard', 'countdown_hard')."""
+    if task == "style_chain":
+        own = cfg.style_chain
+        return chain.generate(cfg.seed, count or own.problems, tuple(own.steps), split, style=_chain_style(cfg))
+    if task in ("chain", "chain_hard"):
+        steps = tuple(cfg.chain.steps if task == "chain" else cfg.chain.hard)
+        return chain.generate(cfg.seed, count or cfg.chain.problems, steps, split, style=_chain_style(cfg))
+    numbers = tuple(cfg.countdown.numbers) if task == "countdown" else cfg.countdown.hard
+    backtrack = cfg.countdown.backtrack if _name(cfg) == "backtrack" else 0.0
+    return countdown.generate(cfg.seed, count or cfg.countdown.problems, numbers, split, backtrack=backtrack)
+
+
+def train(cfg: DictConfig) -> None:
+    """A stage: trains one reasoner and writes it in hub format with its metrics."""
+    from common.models.build import build, count_parameters
+    from common.models.hub import load_model, save_model
+    from common.training.checkpoint import checkpoint_folder
+    from common.training.loop import TrainConfig
+    from common.training.loop import train as fit
+
+    words, own = tokenizer(), cfg.sizes[_size(cfg)]
+    end = words.convert_tokens_to_ids(ANSWER_END)
+    model = build(
+        _plain(own.model), vocab_size=len(words), eos_token_id=end, pad_token_id=0, seed=cfg.seed, attention="eager"
+    ).to(cfg.device)
+    config = TrainConfig(
+        steps=cfg.steps[_name(cfg)], learning_rate=own.learning_rate, seed=cfg.seed, **_plain(cfg.training)
+    )
+    keys = [
+        "sizes",
+        "styles",
+        "steps",
+        "rows",
+        "chain",
+        "countdown",
+        "style_chain",
+        "training",
+        "watch",
+        "kept",
+        "seed",
+    ]
+    folder = checkpoint_folder(cfg.checkpoints, cfg.stage, [cfg.stage, _plain(OmegaConf.masked_copy(cfg, keys))])
+    watch = _Watch(cfg, model, words, folder)
+    state = fit(model, _mixture(cfg, words), config, checkpoints=folder, after_step=watch, title=cfg.stage)
+    out = Path(cfg.out)
+    metrics: dict[str, Any] = {"parameters": count_parameters(model), "steps": state.step, "tokens": state.tokens}
+    save_model(model.cpu(), out / "final")
+    for kept in watch.kept:
+        shutil.copytree(kept.folder, out / kept.name)
+        # Measured again: the accuracy that made these weights the nearest is a biased one.
+        task, measure = watch.tests[kept.name]
+        test = problems(cfg, task, "warmup", 3 * cfg.watch.problems)[cfg.watch.problems :]
+        again = accuracy(load_model(out / kept.name), words, test, do_sample=measure == "sampled")
+        inside = kept.wanted[0] <= again <= kept.wanted[1]
+        metrics[kept.name] = {"step": kept.step, measure: again, "range": kept.wanted, "inside": inside}
+    for path in sorted(p for p in out.iterdir() if p.is_dir()):
+        words.save_pretrained(path)
+        metrics.setdefault(path.name, {})["accuracy"] = accuracies(cfg, load_model(path), words)
+    print(json.dumps(metrics), flush=True)
+    (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    hard = {"chain": list(cfg.chain.hard), "countdown": cfg.countdown.hard}
+    (out / "hard.json").write_text(json.dumps(hard) + "\n")
+
+
+def accuracies(cfg: DictConfig, model: PreTrainedModel, words: PreTrainedTokenizerFast) -> dict[str, dict[str, float]]:
+    """Greedy and sampled (temperature 1) accuracy by task and difficulty on held-out problems."""
+    count, table = cfg.watch.problems, {}
+    if _name(cfg) in cfg.styles:
+        low, high = cfg.style_chain.steps
+        longer = range(low, high + 3)  # two more than it was trained on
+        tests = [chain.generate(cfg.seed, count, n, "test", style=_chain_style(cfg)) for n in longer]
+    else:
+        tests = [
+            *(chain.generate(cfg.seed, count, n, "test", style="concise") for n in range(4, cfg.chain.hard[1] + 1, 4)),
+            *(countdown.generate(cfg.seed, count, n, "test") for n in cfg.countdown.numbers),
+        ]
+    for test in tests:
+        table[f"{test[0].task} {test[0].difficulty}"] = {
+            "greedy": accuracy(model, words, test),
+            "sampled": accuracy(model, words, test, do_sample=True),
+        }
+    return table
+
+
+def accuracy(model: PreTrainedModel, words: PreTrainedTokenizerFast, test: list[Problem], **sampling: Any) -> float:
+    """Share of right answers to problems of one task."""
+    from common.generation.sampler import generate
+
+    task = test[0].task
+    prompts = words([problem.prompt for problem in test])["input_ids"]
+    end = words.convert_tokens_to_ids(ANSWER_END)
+    out = generate(model, prompts, LONGEST_ANSWER[task], stop_tokens=[end], **sampling)
+    texts = [words.decode(tokens) for tokens in out.tokens]
+    return sum(VERIFY[task](problem, text) for problem, text in zip(test, texts, strict=True)) / len(test)
+
+
+class _Kept:
+    """The weights nearest the middle of a range of accuracies so far, on disk."""
+
+    def __init__(self, folder: Path, measure: str, wanted: tuple[float, float]) -> None:
+        self.name, self.folder, self.measure, self.wanted = folder.name, folder, measure, wanted
+        self.accuracy, self.step = float("nan"), 0
+        if (record := folder.with_suffix(".json")).exists():
+            self.accuracy, self.step = json.loads(record.read_text())
+
+    def offer(self, model: PreTrainedModel, accuracy: float, step: int) -> None:
+        middle = sum(self.wanted) / 2
+        if not abs(accuracy - middle) >= abs(self.accuracy - middle):
+            from common.models.hub import save_model
+
+            self.accuracy, self.step = accuracy, step
+            save_model(model, self.folder)
+            self.folder.with_suffix(".json").write_text(json.dumps([accuracy, step]))
+
+
+class _Watch:
+    """Called after each training step: measures accuracies at times and offers the weights to those that keep them."""
+
+    def __init__(self, cfg: DictConfig, model: PreTrainedModel, words: PreTrainedTokenizerFast, folder: Path) -> None:
+        self.settings, self.model, self.words = cfg.watch, model, words
+        wanted = cfg.kept.styles if _name(cfg) in cfg.styles else cfg.kept.sizes
+        self.kept = [_Kept(folder / name, w.measure, tuple(w.range)) for name, w in wanted.items()]
+        self.tests = {name: (w.task, w.measure) for name, w in wanted.items()}
+        self.problems = {
+            task: problems(cfg, task, "warmup", cfg.watch.problems) for task, _ in set(self.tests.values())
+        }
+        self.passed = dict.fromkeys(self.tests.values(), 0)  # times in a row that all ranges lay below
+
+    def __call__(self, step: int) -> None:
+        if step < self.settings["from"] or step % self.settings.every:
+            return
+        self.model.eval()
+        for test in sorted(set(self.tests.values())):
+            if self.passed[test] == PASSED:
+                continue
+            task, measure = test
+            found = accuracy(self.model, self.words, self.problems[task], do_sample=measure == "sampled")
+            wanting = [kept for kept in self.kept if self.tests[kept.name] == test]
+            for kept in wanting:
+                kept.offer(self.model, found, step)
+            self.passed[test] = self.passed[test] + 1 if found > max(kept.wanted[1] for kept in wanting) else 0
+        self.model.train()
+
+
+def _mixture(cfg: DictConfig, words: PreTrainedTokenizerFast) -> Batches:
+    """step -> a batch of each task. Once a size has learned chains, most rows are countdown, which is harder."""
+    from common.training import data
+
+    def rows_of(shares: dict[str, int]) -> Batches:
+        return data.mixture(*(data.bucketed(examples[t], rows, seed=cfg.seed) for t, rows in shares.items()))
+
+    if _name(cfg) in cfg.sizes:
+        first, then, switch = dict(cfg.rows.first), dict(cfg.rows.then), cfg.rows.switch[_name(cfg)]
+    else:
+        first = {"style_chain": cfg.rows.style_chain}
+        if _name(cfg) == "backtrack":
+            first["countdown"] = cfg.rows.first.countdown
+        then, switch = first, 0
+    examples = {task: _examples(words, problems(cfg, task, "train")) for task in first}
+    early, late = rows_of(first), rows_of(then)
+    return lambda step: early(step) if step < switch else late(step)
+
+
+def _examples(words: PreTrainedTokenizerFast, of: list[Problem]) -> list[Example]:
+    from common.training.data import Example
+
+    prompts = words([problem.prompt for problem in of])["input_ids"]
+    answers = words([problem.answer for problem in of])["input_ids"]
+    return [Example([*p, *a], len(p)) for p, a in zip(prompts, answers, strict=True)]
+
+
+def _name(cfg: DictConfig) -> str:
+    """The stage's own name: a size or a style."""
+    return str(cfg.stage).removeprefix("reasoner_")
+
+
+def _size(cfg: DictConfig) -> str:
+    return _name(cfg) if _name(cfg) in cfg.sizes else "base"
+
+
+def _chain_style(cfg: DictConfig) -> chain.Style:
+    shares = _plain(cfg.styles[_name(cfg)]) if _name(cfg) in cfg.styles else {}
+    if "strides" in shares:
+        shares["strides"] = tuple(shares["strides"])
+    return chain.Style(**shares)
+
+
+def _plain(node: Any) -> dict[str, Any]:
+    return dict(cast("dict[str, Any]", OmegaConf.to_container(node, resolve=True)))
