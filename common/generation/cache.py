@@ -51,6 +51,11 @@ class PreallocatedLayer(CacheLayerMixin):
             kept.append(new)
         self.keys, self.values = kept
 
+    def copy_rows(self, source: torch.Tensor, target: torch.Tensor) -> None:
+        """Rows target[i] become copies of rows source[i], int64 [copies]; no row is in both."""
+        for cache in (self.keys, self.values):
+            cache[target, :, : self.length] = cache[source, :, : self.length]
+
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.length + query_length, 0
 
@@ -78,3 +83,7 @@ class ModuleForward:
     def keep_rows(self, rows: torch.Tensor) -> None:
         for layer in self.layers:
             layer.keep_rows(rows)
+
+    def copy_rows(self, source: torch.Tensor, target: torch.Tensor) -> None:
+        for layer in self.layers:
+            layer.copy_rows(source, target)

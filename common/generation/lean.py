@@ -125,8 +125,8 @@ class LeanForward:
     def _attention(self, query: torch.Tensor, blocks: list[torch.Tensor], mask: torch.Tensor | None) -> torch.Tensor:
         """query [rows, T, heads, D], blocks of keys and values [2, rows, groups, K_i, D] -> [rows*T, heads*D]."""
         rows, new, heads, head_dim = query.shape
-        if new > 1 or rows <= SMALL_BATCH:
-            keys, values = blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=3)
+        if len(blocks) == 1 and (new > 1 or rows <= SMALL_BATCH):
+            keys, values = blocks[0]
             attended = F.scaled_dot_product_attention(
                 query.transpose(1, 2),
                 keys,
@@ -135,14 +135,17 @@ class LeanForward:
                 is_causal=mask is None and new > 1,
                 enable_gqa=self.groups != heads,
             ).transpose(1, 2)
-        else:
-            query = (query * head_dim**-0.5).view(rows, self.groups, heads // self.groups, head_dim)
-            scores = torch.cat([query @ keys.transpose(2, 3) for keys, _ in blocks], dim=-1)
-            weights = (scores if mask is None else scores.add_(mask)).softmax(-1)  # [rows, groups, heads per group, K]
-            parts = weights.split(self.filled, dim=-1)
-            attended = parts[0] @ blocks[0][1]
-            for part, (_, values) in zip(parts[1:], blocks[1:], strict=True):
-                attended += part @ values
+            return attended.reshape(rows * new, heads * head_dim)
+        grouped = (query * head_dim**-0.5).view(rows, new, self.groups, heads // self.groups, head_dim)
+        query = grouped.permute(0, 2, 3, 1, 4).flatten(2, 3)  # [rows, groups, heads per group * T, D]
+        parts = [query @ keys.transpose(2, 3) for keys, _ in blocks]
+        scores = torch.cat(parts, dim=-1).unflatten(2, (-1, new))  # [rows, groups, heads per group, T, K]
+        weights = (scores if mask is None else scores.add_(mask[:, :, None])).softmax(-1).flatten(2, 3)
+        first, *rest = weights.split(self.filled, dim=-1)
+        attended = first @ blocks[0][1]
+        for part, (_, values) in zip(rest, blocks[1:], strict=True):
+            attended += part @ values
+        attended = attended.unflatten(2, (-1, new)).permute(0, 3, 1, 2, 4)
         return attended.reshape(rows * new, heads * head_dim)
 
     def _room(self, new: int) -> int:
@@ -162,15 +165,18 @@ class LeanForward:
     def keep_rows(self, rows: torch.Tensor) -> None:
         """Row i becomes a copy of row rows[i], int64 [new rows]; the blocks become one."""
         self.rows = len(rows)
-        size = self.length if self.rows >= LARGE_BATCH else self.capacity
         for layer, old in enumerate(self.cache):
-            new = self.last_scale.new_empty(2, self.rows, self.groups, size, self.head_dim)
-            start = 0
-            for block, count in zip(old, self.filled, strict=True):
-                new[:, :, :, start : start + count] = block[:, rows, :, :count]
-                start += count
-            self.cache[layer] = [new]
+            parts = [block[:, rows, :, :count] for block, count in zip(old, self.filled, strict=True)]
+            if self.rows < LARGE_BATCH:
+                parts.append(parts[0].new_empty(2, self.rows, self.groups, self.capacity - self.length, self.head_dim))
+            self.cache[layer] = [parts[0] if len(parts) == 1 else torch.cat(parts, dim=3)]
         self.filled = [self.length]
+
+    def copy_rows(self, source: torch.Tensor, target: torch.Tensor) -> None:
+        """Rows target[i] become copies of rows source[i], int64 [copies]; no row is in both. The others stay."""
+        for blocks in self.cache:
+            for block, count in zip(blocks, self.filled, strict=True):
+                block[:, target, :, :count] = block[:, source, :, :count]
 
 
 def _per_head(parameter: torch.Tensor, head_dim: int) -> torch.Tensor:

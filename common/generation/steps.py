@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from common.generation.lean import LeanForward, why_not_lean
 from common.generation.ledger import Ledger
 from common.generation.random import draws, keys, name_key
-from common.generation.sampler import draw, filter_logits
+from common.generation.sampler import DROP_SHARE, draw, filter_logits
 from common.models.flops import forward_flops
 
 if TYPE_CHECKING:
@@ -65,7 +65,11 @@ class State:
 
 
 class ForkingCache:
-    """Rows of tokens that a model has read, with gaps: `read` appends a block, `fork` gathers rows, with repeats."""
+    """Rows of tokens that a model has read, with gaps: `read` appends a block, `fork` gathers rows, with repeats.
+
+    A row that lives on stays where it is; only its further copies are written, to the places of rows that died. So row
+    i of the caller lies at place slots[i] of the model's cache. Idle places are given up once they are many.
+    """
 
     def __init__(self, model: PreTrainedModel, rows: int, capacity: int, lean: bool | None = None) -> None:
         reason = why_not_lean(model) if lean is not False else ""
@@ -79,19 +83,50 @@ class ForkingCache:
 
             self.forward = ModuleForward(model, rows, capacity)
         self.model, self.capacity, self.used, self.gaps = model, capacity, 0, False
-        self.positions = torch.zeros(rows, dtype=torch.long, device=model.device)  # tokens read by each row
+        self.slots = list(range(rows))
+        self.positions = torch.zeros(rows, dtype=torch.long, device=model.device)  # tokens read at each place
         self.hidden = torch.zeros(rows, capacity, dtype=torch.bool, device=model.device)
         self.lowest = max(torch.finfo(model.dtype).min, torch.finfo(torch.float32).min)
 
-    def fork(self, rows: torch.Tensor) -> None:
-        """Row i becomes a copy of row rows[i]; int64 [new rows]."""
-        if len(rows) == len(self.positions) and bool((rows == torch.arange(len(rows), device=rows.device)).all()):
+    @property
+    def places(self) -> int:
+        """Rows of the model's batch, idle ones included."""
+        return len(self.positions)
+
+    def fork(self, rows: Sequence[int]) -> None:
+        """Row i becomes a copy of row rows[i]."""
+        origin = [self.slots[row] for row in rows]
+        if not (1 - DROP_SHARE) * self.places < len(rows) <= self.places:
+            gather = torch.tensor(origin, device=self.model.device)
+            self.forward.keep_rows(gather)
+            self.positions, self.hidden = self.positions[gather], self.hidden[gather]
+            self.slots = list(range(len(rows)))
             return
-        self.forward.keep_rows(rows)
-        self.positions, self.hidden = self.positions[rows], self.hidden[rows]
+        free = iter(sorted(set(range(self.places)) - set(origin)))
+        settled: set[int] = set()
+        self.slots, copies = [], []
+        for place in origin:
+            if place in settled:
+                copies.append((place, next(free)))
+                self.slots.append(copies[-1][1])
+            else:
+                settled.add(place)
+                self.slots.append(place)
+        if copies:
+            source, target = torch.tensor(copies, device=self.model.device).T
+            self.forward.copy_rows(source, target)
+            self.positions[target], self.hidden[target] = self.positions[source], self.hidden[source]
 
     def read(self, ids: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
         """Appends a block ids [rows, T]; real [rows, T] is false at padding. Returns the output at the last column."""
+        if self.slots == list(range(self.places)):
+            return self._read(ids, real)
+        slots = torch.tensor(self.slots, device=ids.device)
+        placed, there = (x.new_zeros(self.places, x.shape[1]) for x in (ids, real))
+        placed[slots], there[slots] = ids, real
+        return self._read(placed, there)[slots]
+
+    def _read(self, ids: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
         block = ids.shape[1]
         start, self.used = self.used, self.used + block
         self.hidden[:, start : self.used] = ~real
@@ -204,7 +239,7 @@ class StepSampler:
         if self._cache is not None and all(place is not None and place[0] == self._calls for place in places):
             cache = self._cache
             if cache.used + self.max_step_tokens <= cache.capacity:
-                cache.fork(torch.tensor([place[1] for place in places if place is not None]).to(self.model.device))
+                cache.fork([place[1] for place in places if place is not None])
                 return cache
         return self._read_again(states)
 
@@ -224,7 +259,7 @@ class StepSampler:
                 forwards=1,
                 flops=forward_flops(self.model.config, longest, 0, len(texts), 1),
             )
-        cache.fork(torch.tensor(rows).to(self.model.device))
+        cache.fork(rows)
         return cache
 
     def _step(
@@ -244,7 +279,7 @@ class StepSampler:
         running = torch.ones(rows, dtype=torch.bool, device=device)
         for place in range(self.max_step_tokens):
             logits = cache.read(pending[:, None], running[:, None])
-            self.ledger.add(forwards=1, flops=forward_flops(self.model.config, 1, cache.used - 1, rows, 1))
+            self.ledger.add(forwards=1, flops=forward_flops(self.model.config, 1, cache.used - 1, cache.places, 1))
             if u is None:
                 token = logits.argmax(-1)
             else:

@@ -12,19 +12,26 @@ from common.generation.ledger import Ledger
 from common.generation.steps import State, StepSampler
 from common.reasoners import policies
 from common.search.core import Propose, Score, SearchResult
+from common.search.judge import StepJudge
 from common.search.score import RewardModel
 from common.tasks import chain, countdown
+from common.tasks.registry import Task, task
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
     from common.tasks.problem import Problem
 
-TASKS = ("chain", "countdown")
-RESULT_OF = {"chain": chain.result_of, "countdown": countdown.result_of}
-STEP_LIMITS = {"chain": (12, 24), "countdown": (16, 12)}  # tokens of a step, steps of an answer
-ROWS = 1024  # partial answers in one batch: more is hardly faster, and the cache grows
+STEP_LIMITS = {"chain": (12, 24), "countdown": (16, 12), "math500": (1024, 40)}  # tokens of a step, steps of an answer
+TASKS = tuple(STEP_LIMITS)
+# What a chat model of the hub is told.
+STEP_BY_STEP = (
+    "Solve the problem step by step. Put a blank line after every step. End with the final answer in \\boxed{}."
+)
+ROWS = (
+    256  # partial answers in one batch: on one core 2.1 times as fast as 1024, whose caches are new memory at each fork
+)
 
 Algorithm = Callable[[Sequence[int], Propose, Score], SearchResult]
 
@@ -44,31 +51,35 @@ class Outcome:
 
 @dataclass
 class Workbench:
-    """Hard problems of one task with the models that work on them. task: one of TASKS."""
+    """Problems of one task with the models that work on them.
+
+    task: its name, and rules: how it is judged. words: the policy's tokenizer. prompts: token ids. step_ends,
+    answer_ends: ids of tokens. judge: makes the scorer of the reward model; None: there is none.
+    """
 
     task: str
+    rules: Task
     problems: list[Problem]
     policy: PreTrainedModel
-    reward: PreTrainedModel | None = None
-
-    def __post_init__(self) -> None:
-        self.words = policies.tokenizer()
-        self.prompts = self.words([problem.prompt for problem in self.problems])["input_ids"]
+    words: PreTrainedTokenizerFast
+    prompts: list[list[int]]
+    step_ends: list[int]
+    answer_ends: list[int]
+    judge: Callable[[], RewardModel | StepJudge] | None = None
 
     def sampler(self, seed: int, stream: str, **settings: Any) -> StepSampler:
-        """Steps end at ',', answers at '$'. settings: temperature, top_p, greedy, ... of StepSampler."""
+        """settings: temperature, top_p, greedy, ... of StepSampler."""
         longest, most = STEP_LIMITS[self.task]
-        ends = [self.words.convert_tokens_to_ids(end) for end in (*policies.STEP_ENDS, policies.ANSWER_END)]
         return StepSampler(
-            self.policy, self.prompts, step_tokens=ends[:-1], end_tokens=ends[-1:], max_step_tokens=longest,
-            max_steps=most, seed=seed, algorithm=stream, **settings,
+            self.policy, self.prompts, step_tokens=self.step_ends, end_tokens=self.answer_ends,
+            max_step_tokens=longest, max_steps=most, seed=seed, algorithm=stream, **settings,
         )  # fmt: skip
 
-    def scorer(self) -> RewardModel:
+    def scorer(self) -> RewardModel | StepJudge:
         """The reward model on this task's prompts. Raises ValueError without one."""
-        if self.reward is None:
+        if self.judge is None:
             raise ValueError(f"no reward model was given for {self.task}")
-        return RewardModel(self.reward, self.prompts)
+        return self.judge()
 
     def run(
         self,
@@ -86,7 +97,7 @@ class Workbench:
         names the random streams. score: another scorer than the reward model. settings: of the sampler.
         """
         sampler = self.sampler(seed, stream, **settings)
-        own = self.scorer() if score is None and self.reward is not None else None
+        own = self.scorer() if score is None and self.judge is not None else None
         out = Outcome([], [], [], [], [], sampler.ledger, own.ledger if own else Ledger())
         size = max(1, ROWS // width)
         for start in range(0, len(self.problems), size):
@@ -100,15 +111,15 @@ class Workbench:
         return out
 
     def text(self, state: State) -> str:
-        return self.words.decode(list(state.tokens))
+        return self.words.decode(list(state.tokens), skip_special_tokens=True)
 
     def answer(self, state: State) -> str | None:
         """The canonical answer of a state, for votes; None if it is not finished."""
-        return RESULT_OF[self.task](self.text(state))
+        return self.rules.result(self.problems[state.problem], self.text(state))
 
     def correct(self, state: State | None) -> bool:
         """Whether a state is a right, finished answer; an abstention is wrong."""
-        return state is not None and policies.VERIFY[self.task](self.problems[state.problem], self.text(state))
+        return state is not None and self.rules.verify(self.problems[state.problem], self.text(state))
 
     def records(self, outcome: Outcome, *, samples: bool = False) -> list[dict[str, Any]]:
         """Rows for common.generation.records, without the columns that are the same in all: one for the chosen answer
@@ -141,7 +152,7 @@ def _no_score(states: Sequence[State]) -> Any:
 
 def load(
     cfg: DictConfig,
-    task: str,
+    name: str,
     count: int,
     *,
     size: str = "base",
@@ -151,30 +162,86 @@ def load(
 ) -> Workbench:
     """The hard problems of a task with a shared policy and reward model of the profile.
 
-    size: small, base or large. weights: what was kept of it: final, chain_hard, chain_strong or countdown; None is the
-    one of the task. reward: prm, orm or None. split: test; 'warmup' for choices that must not look at it.
-    Raises ValueError for an unknown task.
+    name: one of TASKS. size: small, base or large. weights: what was kept of it: final, chain_hard, chain_strong or
+    countdown; None is the one of the task. reward: prm, orm or None. split: test; 'warmup' for choices that must not
+    look at it. Where the shared stages only recorded checkpoints of the hub (profile=paper), these are loaded.
+    Raises ValueError for an unknown task, or one that the models cannot do.
     """
     from common.models.hub import load_model
     from common.models.reward import load_reward_model
 
-    if task not in TASKS:
-        raise ValueError(f"unknown task {task!r}; known: {', '.join(TASKS)}")
+    if name not in TASKS:
+        raise ValueError(f"unknown task {name!r}; known: {', '.join(TASKS)}")
     folder = Path(cfg.reasoners)
-    weights = weights or {"chain": "chain_hard", "countdown": "countdown"}[task]
-    problems = json.loads((folder / f"reasoner_{size}" / "hard.json").read_text())[task]
+    if (folder / f"reasoner_{size}" / "model.json").exists():
+        return _from_hub(cfg, name, count, _hub_id(folder / f"reasoner_{size}"), reward and _hub_id(folder / reward))
+    if name == "math500":
+        raise ValueError(f"the models of profile {cfg.profile} cannot do math500; they do chain and countdown")
+    hard = json.loads((folder / f"reasoner_{size}" / "hard.json").read_text())[name]
     make = {
-        "chain": lambda: chain.generate(cfg.seed, count, tuple(problems), split, style="concise"),
-        "countdown": lambda: countdown.generate(cfg.seed, count, problems, split),
-    }[task]
-    model = load_model(folder / f"reasoner_{size}" / weights).to(cfg.device)
+        "chain": lambda: chain.generate(cfg.seed, count, tuple(hard), split, style="concise"),
+        "countdown": lambda: countdown.generate(cfg.seed, count, hard, split),
+    }
+    problems, words = make[name](), policies.tokenizer()
+    prompts = words([problem.prompt for problem in problems])["input_ids"]
+    weights = weights or {"chain": "chain_hard", "countdown": "countdown"}[name]
+    policy = load_model(folder / f"reasoner_{size}" / weights).to(cfg.device)
     judge = load_reward_model(folder / reward).to(cfg.device) if reward else None
-    return Workbench(task, make(), model, judge)
+    *step_ends, answer_end = (words.convert_tokens_to_ids(end) for end in (*policies.STEP_ENDS, policies.ANSWER_END))
+    return Workbench(
+        name, task(name), problems, policy, words, prompts, step_ends, [answer_end],
+        None if judge is None else lambda: RewardModel(judge, prompts),
+    )  # fmt: skip
+
+
+def _hub_id(folder: Path) -> str:
+    return json.loads((folder / "model.json").read_text())["hub_id"]
+
+
+def _from_hub(cfg: DictConfig, name: str, count: int, policy_id: str, reward_id: str | None) -> Workbench:
+    """A chat model that solves a benchmark's problems, in steps that end with a blank line, and another as judge."""
+    import torch
+
+    from common.models.hub import load_model, load_tokenizer
+
+    dtype = torch.bfloat16 if str(cfg.device).startswith("cuda") else torch.float32
+    rules = task(name, data_root=cfg.data_root, network=cfg.network)
+    problems = rules.generate(cfg.seed, count)
+    words = load_tokenizer(policy_id, network=cfg.network)
+    policy = load_model(policy_id, dtype=dtype, network=cfg.network).to(cfg.device)
+    prompts = [
+        words.apply_chat_template(
+            [{"role": "system", "content": STEP_BY_STEP}, {"role": "user", "content": problem.prompt}],
+            add_generation_prompt=True, return_dict=False,
+        )
+        for problem in problems
+    ]  # fmt: skip
+    ends = policy.generation_config.eos_token_id
+    step_ends = [i for i, text in enumerate(words.batch_decode([[i] for i in range(len(words))])) if "\n\n" in text]
+    if not step_ends:
+        raise ValueError(f"the tokenizer of {policy_id} has no token with a blank line, so steps cannot be told apart")
+    judge = None
+    if reward_id:
+        model = load_model(reward_id, dtype=dtype, network=cfg.network).to(cfg.device)
+        own, questions = load_tokenizer(reward_id, network=cfg.network), [problem.prompt for problem in problems]
+
+        def judge() -> StepJudge:
+            return StepJudge(model, own, questions, words.decode)
+
+    return Workbench(
+        name, rules, problems, policy, words, prompts, step_ends, [ends] if isinstance(ends, int) else list(ends), judge
+    )
 
 
 def gate(cfg: DictConfig, size: str, weights: str) -> str | None:
-    """Why a policy cannot carry a comparison (its accuracy on the hard split missed the wanted range), or None."""
-    kept = json.loads((Path(cfg.reasoners) / f"reasoner_{size}" / "metrics.json").read_text())[weights]
+    """Why a policy cannot carry a comparison (its accuracy on the hard split missed the wanted range), or None.
+
+    Checkpoints of the hub have no gate.
+    """
+    folder = Path(cfg.reasoners) / f"reasoner_{size}"
+    if (folder / "model.json").exists():
+        return None
+    kept = json.loads((folder / "metrics.json").read_text())[weights]
     if kept["inside"]:
         return None
     measure = "greedy" if "greedy" in kept else "sampled"

@@ -90,7 +90,8 @@ def a_star(
     step_cost: one of STEP_COSTS. stop: 'first_goal' takes the first finished answer that leaves the queue; 'budget'
     goes on until the budget is spent (or nothing is open) and takes the finished answer of the highest score.
     root_score: r of the empty answer. max_open: states kept in the queue, the worst are dropped. reserve: tokens kept
-    back for `finish`: if the budget ends without a finished answer, the best open state is completed step by step.
+    back for the end: if the budget ends without a finished answer, the best open state is completed step by step. A
+    budget of no more than the reserve is one sample.
     Equal steps of one parent are charged but scored and kept once. Ties in f: lower h, then deeper, then older.
     trace: for each extension f, h, depth, children kept.
     Raises ValueError for k < 1, an unknown step_cost or stop, and root_score outside [0, 1].
@@ -104,11 +105,12 @@ def a_star(
         raise ValueError(f"root_score lies in [0, 1], not {root_score}")
     problems, budget = check_problems(problems), budget or Budget()
     searches = {p: _Search(p, root_score, max_open) for p in problems}
-    search_budget = Budget(max(1, budget.tokens - reserve) if budget.tokens else None, budget.passes, budget.steps)
+    limit = None if budget.tokens is None else budget.tokens - reserve
     while True:
         chosen = {}
         for p, search in searches.items():
-            node = search.next_open(stop) if search_budget.allows(search.cost) else None
+            affordable = budget.allows(search.cost) and (limit is None or search.cost.tokens < limit)
+            node = search.next_open(stop) if affordable else None
             if node is not None:
                 chosen[p] = node
         if not chosen:
@@ -168,13 +170,12 @@ def _finish(searches: list[_Search], propose: Propose, score: Score, budget: Bud
     """Completes the best open state of searches that found nothing, as far as the budget allows."""
     live = {}
     for search in searches:
-        while search.queue:
+        if search.queue:
             node = heapq.heappop(search.queue)[-1]
             if node.state.done:
                 search.goals.append(node.state)
-            elif node.state.tokens and not search.goals:
+            else:
                 live[node.state.problem] = (search, node.state)
-            break
     while live := {p: (s, state) for p, (s, state) in live.items() if not state.done and budget.allows(s.cost)}:
         children = propose([state for _, state in live.values()], [search.draws for search, _ in live.values()])
         for child in children:

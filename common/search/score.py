@@ -56,15 +56,38 @@ class RewardModel:
         longest = max(map(len, new))
         known = cache is not None and all(state.parent in self._rows for state in states)
         if known and cache is not None and cache.used + longest <= cache.capacity:
-            cache.fork(torch.tensor([self._rows[s.parent] for s in states if s.parent]).to(self.model.device))
+            cache.fork([self._rows[s.parent] for s in states if s.parent])
         else:
-            new = [[*self.prompts[state.problem], *state.tokens] for state in states]
-            longest = max(map(len, new))
-            cache = self._cache = ForkingCache(self.model, len(states), longest + self.capacity, self.lean)
+            new = self._begin(states, new)
+        return self._extend(new)
+
+    def _begin(self, states: Sequence[State], steps: list[list[int]]) -> list[list[int]]:
+        """A new cache, and what each state still has to read. Siblings share one reading of the text before their
+        latest step."""
+        texts = [[*self.prompts[state.problem], *state.tokens] for state in states]
+        index: dict[tuple[int, ...], int] = {}
+        rows = [
+            index.setdefault(tuple(text[: len(text) - len(step)]), len(index))
+            for text, step in zip(texts, steps, strict=True)
+        ]
+        shared = 2 * len(index) <= len(states)
+        first = [list(text) for text in index] if shared else texts
+        longest = max(map(len, texts))
+        self._cache = ForkingCache(self.model, len(first), longest + self.capacity, self.lean)
+        if not shared:
+            return texts
+        self._extend(first)
+        self._cache.fork(rows)
+        return steps
+
+    def _extend(self, new: list[list[int]]) -> torch.Tensor:
+        """Reads more tokens of each row of the cache. Returns the output after the last, [rows, 1]."""
+        cache = self._cache
+        assert cache is not None
         ids, real = left_padded(new, self.model.device)
         past = cache.used
         self.ledger.add(prompt_tokens=sum(map(len, new)), forwards=1)
-        self.ledger.add(flops=forward_flops(self.model.config, longest, past, len(states), 0))
+        self.ledger.add(flops=forward_flops(self.model.config, ids.shape[1], past, cache.places, 0))
         return cache.read(ids, real)
 
 

@@ -1,7 +1,7 @@
 """Mathematical answers: where a text gives its own, and whether two say the same thing (by math-verify).
 
 math-verify limits its time by an alarm signal, which only a process's main thread can set; elsewhere it raises. There
-the call goes to a helper process, where it is on the main thread again. Its `verify` is not symmetric: gold comes first.
+the call goes to a helper process, where it is on a main thread again. Its `verify` is not symmetric: gold goes first.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ NUMBER = re.compile(r"-?\$?-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:/\d+)?")
 
 def boxed(text: str) -> str | None:
     r"""What the last \boxed{...} of a text holds, braces balanced; None without one that is closed."""
-    for start in reversed([found.end() for found in re.finditer(r"\\f?boxed\s*\{", text)]):
+    for start in reversed([found.end() for found in re.finditer(r"\\(?:boxed|fbox)\s*\{", text)]):
         depth = 1
         for i in range(start, len(text)):
             depth += (text[i] == "{") - (text[i] == "}")

@@ -26,7 +26,9 @@ def check_split(split: str, known: Sequence[str]) -> None:
         raise ValueError(f"unknown split {split!r}; known: {', '.join(known)}")
 
 
-def choose(problems: list[Problem], seed: int, n: int | None, difficulty: int | tuple[int, int] | None) -> list[Problem]:
+def choose(
+    problems: list[Problem], seed: int, n: int | None, difficulty: int | tuple[int, int] | None
+) -> list[Problem]:
     """n of the problems of some difficulty (None: any; a range holds both ends), in an order by the seed.
 
     n=None: all of them in the file's order. Raises ValueError if there are fewer than n, or none.

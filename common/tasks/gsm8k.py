@@ -32,7 +32,9 @@ def generate(
     Raises MissingSource where the files are not, ValueError for another split, difficulty or n.
     """
     check_split(split, SPLITS)
-    found = [_problem(row, split) for row in rows(f"gsm8k/{'test' if split == 'test' else 'train'}.jsonl", root, network)]
+    found = [
+        _problem(row, split) for row in rows(f"gsm8k/{'test' if split == 'test' else 'train'}.jsonl", root, network)
+    ]
     if split != "test":
         found = [problem for problem in found if (split_of(problem.prompt) == "warmup") == (split == "warmup")]
     return choose(found, seed, n, difficulty)

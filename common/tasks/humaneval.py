@@ -55,14 +55,11 @@ def result_of(text: str) -> str:
 
 
 def program(problem: Problem, text: str) -> str:
-    """Prompt, completion and tests as one program; a completion that repeats the function follows the prompt's."""
-    completion = result_of(text)
-    return f"{problem.prompt}{completion if completion[:1] in ' \t' else _below(completion)}\n{problem.result}"
+    """Prompt, completion and tests as one program.
 
-
-def _below(completion: str) -> str:
-    """The prompt ends in a description, which alone is a whole function: other definitions may follow it."""
-    return f"\n{completion}"
+    A completion that writes the function anew may follow too: the prompt alone is a function, its description the body.
+    """
+    return f"{problem.prompt}{result_of(text)}\n{problem.result}"
 
 
 def run(problem: Problem, text: str, *, allow_code_execution: bool = False, limits: Limits | None = None) -> Outcome:

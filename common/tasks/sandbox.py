@@ -12,6 +12,7 @@ the program share its interpreter, so what it cannot do is harm; a program writt
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -108,7 +109,7 @@ def _feed(process: subprocess.Popen[bytes], order: bytes) -> None:
         process.stdin.write(order)
         process.stdin.close()
     except BrokenPipeError:
-        pass  # it died at its start; the return code says why
+        return  # it died at its start; the return code says why
 
 
 def _death(code: int) -> str:
@@ -118,10 +119,8 @@ def _death(code: int) -> str:
 
 
 def _kill_group(pid: int) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):  # nothing of it is left
         os.killpg(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass  # nothing of it is left
 
 
 def _read(report: int) -> bytes:

@@ -251,7 +251,7 @@ def test_lean_logits_are_the_modules(architecture, dtype, tolerance, rows, block
         order = torch.arange(rows).flip(0)
         again.keep_rows(order)
         future = torch.zeros(4, 8, dtype=dtype).masked_fill_(torch.ones(4, 8).triu(5).bool(), float("-inf"))
-        again(ids[order, 4:8], positions[:, 4:8], future)  # several tokens after several blocks
+        again(ids[order, 4:8], positions[:, 4:8], future[None, None])  # several tokens after several blocks
         last = again(ids[order, 8:9], positions[:, 8:9], None)
     torch.testing.assert_close(last[order], expected[:, 8], atol=tolerance, rtol=tolerance)
 

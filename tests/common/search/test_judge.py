@@ -1,0 +1,89 @@
+"""A chat model as process reward model, and the workbench on checkpoints in hub format (tiny ones, no network)."""
+
+import numpy as np
+import pytest
+import torch
+
+from common.generation.steps import State
+from common.models.build import build
+from common.models.hub import load_model, load_tokenizer, save_model
+from common.models.tokenizer import train_tokenizer
+from common.run import compose, run
+from common.search.judge import StepJudge
+from common.search.particles import particle_filter
+
+TURNS = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}"
+TEMPLATE = TURNS + "{% if add_generation_prompt %}<assistant>{% endif %}"
+TEXTS = [*["Four.\n\n"] * 100, "So the answer is \\boxed{4}.", "+-0123456789<user></><assistant><system>"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A random Llama with a byte tokenizer whose blank line is one token, and a chat template."""
+    folder = tmp_path_factory.mktemp("hub") / "tiny"
+    words = train_tokenizer(TEXTS, 270, alone="+-")
+    words.chat_template = TEMPLATE
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    model = build(sizes, vocab_size=len(words), eos_token_id=words.eos_token_id, pad_token_id=0, seed=3)
+    with torch.no_grad():
+        model.get_input_embeddings().weight.mul_(20)  # texts must matter to a model that nobody trained
+    model.generation_config.eos_token_id = words.eos_token_id
+    save_model(model, folder)
+    words.save_pretrained(folder)
+    return folder
+
+
+def state(words, problem, *steps):
+    tokens, ends = [], []
+    for step in steps:
+        tokens += words.encode(step)
+        ends.append(len(tokens))
+    return State(problem, tuple(tokens), tuple(ends))
+
+
+def test_a_step_judge_reads_the_whole_conversation(checkpoint):
+    model, words = load_model(checkpoint, dtype=torch.float64), load_tokenizer(checkpoint)
+    judge = StepJudge(model, words, ["1+1?", "What is 2+2, and why?"], words.decode, batch=2)
+    states = [state(words, 0, "It is 2.\n\n"), state(words, 1, "2 and 2\n\n", "are 4.\n\n"), state(words, 1, "5\n\n")]
+    text = "<user>What is 2+2, and why? 2 and 2</><assistant>+</><user>are 4.</><assistant>"
+    with torch.no_grad():
+        logits = model(torch.tensor([words.encode(text)])).logits[0, -1]
+    marks = [words.encode("+")[-1], words.encode("-")[-1]]
+    scores = judge(states)
+    assert scores[1] == pytest.approx(float(logits[marks].softmax(-1)[0]), abs=1e-9)
+    assert len(np.unique(scores.round(9))) == 3
+    np.testing.assert_allclose([judge([s])[0] for s in states], scores, atol=1e-9)
+    assert judge.ledger.forwards == 2 + 3
+
+
+def test_a_step_judge_needs_a_chat_model_and_two_marks(checkpoint):
+    model, words = load_model(checkpoint), load_tokenizer(checkpoint)
+    with pytest.raises(ValueError, match=r"marks '\+' and '\+' are the same token"):
+        StepJudge(model, words, ["?"], words.decode, good="+", bad="+")
+    words.chat_template = None
+    with pytest.raises(ValueError, match="no chat template"):
+        StepJudge(model, words, ["?"], words.decode)
+
+
+@pytest.mark.slow
+def test_the_paper_profile_searches_with_checkpoints_of_the_hub(checkpoint, tmp_path, monkeypatch):
+    from common.reasoners import workbench
+    from common.tasks import math500
+
+    row = {"problem": "What is $2+2$?", "solution": "It is\n\n\\boxed{4}.", "answer": "4", "level": 1}
+    monkeypatch.setattr(math500, "rows", lambda name, root, network: [row, row | {"problem": "$3+1$?"}])
+    monkeypatch.setitem(workbench.STEP_LIMITS, "math500", (8, 3))
+    common = ["profile=paper", "device=cpu"]
+    for stage in ("reasoner_base", "prm"):
+        run("reasoners", stage, [*common, f"hub_ids.{stage}={checkpoint}"], root=tmp_path)
+    cfg = compose("reasoners", "prm", [*common, f"root={tmp_path}"])
+    cfg.data_root, cfg.network = None, False
+    assert workbench.gate(cfg, "base", "chain_hard") is None
+    bench = workbench.load(cfg, "math500", 2)
+    assert all("\n\n" in bench.words.decode([i]) for i in bench.step_ends)
+    out = bench.run(lambda p, propose, score: particle_filter(p, propose, score, n=4), seed=0, stream="pf", width=4)
+    assert all(len(pool) == 4 for pool in out.pool)
+    assert all(0 < s < 1 for pool in out.pool for s_ in pool for s in s_.scores)
+    gold = bench.words.encode("So\n\nthe answer is \\boxed{4}.")
+    assert bench.correct(State(0, tuple(gold), (len(gold),), True))
+    assert bench.answer(State(0, tuple(gold), (len(gold),), True)) == "4"
