@@ -1,4 +1,4 @@
-"""Independent jobs in a pool of processes, each with one thread of torch: small models use two cores better so."""
+"""Independent jobs in a pool of processes with one thread of torch each: small models use two cores better so."""
 
 from __future__ import annotations
 
@@ -26,10 +26,8 @@ def run_jobs(function: Callable[..., Any], jobs: Iterable[Any], workers: int) ->
 
 
 def _start() -> None:
-    """One thread of torch; and the process ends when its parent does, killed or not."""
-    import torch
-
-    torch.set_num_threads(1)
+    """One thread of torch, which reads this when it is imported; and the process ends when its parent does."""
+    os.environ["OMP_NUM_THREADS"] = "1"
     parent = multiprocessing.parent_process()
 
     def watch() -> None:

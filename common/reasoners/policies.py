@@ -66,9 +66,12 @@ def train(cfg: DictConfig) -> None:
 
     words, own = tokenizer(), cfg.sizes[_size(cfg)]
     end = words.convert_tokens_to_ids(ANSWER_END)
-    model = build(
-        _plain(own.model), vocab_size=len(words), eos_token_id=end, pad_token_id=0, seed=cfg.seed, attention="eager"
-    ).to(cfg.device)
+    if _name(cfg) in cfg.begin:
+        model = load_model(Path(cfg.reasoners) / cfg.begin[_name(cfg)], attention="eager").to(cfg.device)
+    else:
+        model = build(
+            _plain(own.model), vocab_size=len(words), eos_token_id=end, pad_token_id=0, seed=cfg.seed, attention="eager"
+        ).to(cfg.device)
     config = TrainConfig(
         steps=cfg.steps[_name(cfg)], learning_rate=own.learning_rate, seed=cfg.seed, **_plain(cfg.training)
     )
@@ -164,7 +167,8 @@ class _Watch:
 
     def __init__(self, cfg: DictConfig, model: PreTrainedModel, words: PreTrainedTokenizerFast, folder: Path) -> None:
         self.settings, self.model, self.words = cfg.watch, model, words
-        wanted = cfg.kept.styles if _name(cfg) in cfg.styles else cfg.kept.sizes
+        kind = "styles" if _name(cfg) in cfg.styles else "sizes"
+        wanted, self.first = cfg.kept[kind], cfg.watch["from"][kind]
         self.kept = [_Kept(folder / name, w.measure, tuple(w.range)) for name, w in wanted.items()]
         self.tests = {name: (w.task, w.measure) for name, w in wanted.items()}
         self.problems = {
@@ -173,7 +177,7 @@ class _Watch:
         self.passed = dict.fromkeys(self.tests.values(), 0)  # times in a row that all ranges lay below
 
     def __call__(self, step: int) -> None:
-        if step < self.settings["from"] or step % self.settings.every:
+        if step < self.first or step % self.settings.every:
             return
         self.model.eval()
         for test in sorted(set(self.tests.values())):

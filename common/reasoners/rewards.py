@@ -1,9 +1,9 @@
 """The process and outcome reward models of the reasoners, trained on Monte Carlo rollouts (Wang et al. 2023,
 Math-Shepherd).
 
-The policy answers training problems; from some of the prefixes of each answer it is let finish several times; the share
-of right answers is the label of the prefix. The outcome model sees finished answers alone. Both are imperfect for real
-reasons: few rollouts, few problems, a small backbone.
+The policy answers training problems. Each answer is a rollout from each of its own prefixes, so that its outcome labels
+all of them: one rollout a prefix, but many problems, which teaches more than many rollouts of few. Held-out labels are
+success rates over further rollouts. The outcome model sees finished answers alone.
 
     prm/labels.parquet   task, problem, prompt, answer, text, step, finished, rate: one row a labelled prefix
     prm/{model files}, orm/{model files}, metrics.json (AUROC and calibration by step), calibration.csv
@@ -24,11 +24,13 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
     from transformers import PreTrainedModel
 
+ROWS = 512  # sequences in one batch of rollouts
 TASKS = {"chain": "chain_hard", "countdown": "countdown"}  # task -> the kept weights of the base reasoner
 
 
-def rollout_labels(cfg: DictConfig, split: str, counts: dict[str, int]) -> pd.DataFrame:
-    """Labelled prefixes of answers to problems of one split."""
+def rollout_labels(cfg: DictConfig, split: str, counts: dict[str, int], prefixes: int) -> pd.DataFrame:
+    """Labelled prefixes of one answer to each of so many problems of a split, every prefix labelled with the outcome of
+    its answer. prefixes: if not 0, only so many of each answer, with the mean over `rollouts` further completions."""
     import pandas as pd
 
     from common.models.hub import load_model
@@ -38,11 +40,11 @@ def rollout_labels(cfg: DictConfig, split: str, counts: dict[str, int]) -> pd.Da
         if counts[task]:
             model = load_model(Path(cfg.reasoners) / "reasoner_base" / kept)
             hard = "chain_hard" if task == "chain" else "countdown_hard"
-            frames.append(_label(cfg, model, policies.problems(cfg, hard, split, counts[task]), task))
+            frames.append(_label(cfg, model, policies.problems(cfg, hard, split, counts[task]), task, prefixes))
     return pd.concat(frames, ignore_index=True)
 
 
-def _label(cfg: DictConfig, model: PreTrainedModel, problems: list, task: str) -> pd.DataFrame:
+def _label(cfg: DictConfig, model: PreTrainedModel, problems: list, task: str, prefixes: int) -> pd.DataFrame:
     import pandas as pd
 
     from common.generation.sampler import generate
@@ -50,33 +52,38 @@ def _label(cfg: DictConfig, model: PreTrainedModel, problems: list, task: str) -
     words, own = policies.tokenizer(), cfg.rewards
     end = words.convert_tokens_to_ids(policies.ANSWER_END)
     limit, random = policies.LONGEST_ANSWER[task], np.random.default_rng([cfg.seed, len(problems)])
+    verify = policies.VERIFY[task]
 
     def finish(texts: list[str], stream: int) -> list[str]:
-        out = generate(
-            model, words(texts)["input_ids"], limit, do_sample=True, temperature=own.temperature, seed=cfg.seed,
-            stop_tokens=[end], streams=range(stream, stream + len(texts)),
-        )  # fmt: skip
-        return [words.decode(tokens) for tokens in out.tokens]
+        ended = []
+        for start in range(0, len(texts), ROWS):
+            part = texts[start : start + ROWS]
+            out = generate(
+                model, words(part)["input_ids"], limit, do_sample=True, temperature=own.temperature, seed=cfg.seed,
+                stop_tokens=[end], streams=range(stream + start, stream + start + len(part)),
+            )  # fmt: skip
+            ended += words.batch_decode(out.tokens)
+        return ended
 
     answers = finish([p.prompt for p in problems], 0)
     rows, open_rows = [], []
     for index, (problem, answer) in enumerate(zip(problems, answers, strict=True)):
-        ends = [i + 1 for i, character in enumerate(answer) if character in ",$"]
-        inner = ends[:-1] if answer.endswith("$") else ends
-        chosen = random.permutation(len(inner))[: own.prefixes]
-        row = {"task": task, "problem": index, "prompt": problem.prompt, "answer": answer}
-        rate = float(policies.VERIFY[task](problem, answer))
-        rows.append(row | {"text": answer, "step": len(ends), "finished": True, "rate": rate})
-        open_rows += [row | {"text": answer[: inner[i]], "step": int(i) + 1, "finished": False} for i in sorted(chosen)]
+        ends = [i + 1 for i, character in enumerate(answer) if character in ",$"] or [len(answer)]
+        row = {
+            "task": task, "problem": index, "prompt": problem.prompt, "answer": answer,
+            "rate": float(verify(problem, answer)),
+        }  # fmt: skip
+        inner = [row | {"text": answer[:end], "step": i + 1, "finished": False} for i, end in enumerate(ends[:-1])]
+        rows.append(row | {"text": answer[: ends[-1]], "step": len(ends), "finished": True})
+        if prefixes:
+            open_rows += [inner[i] for i in sorted(random.permutation(len(inner))[:prefixes])]
+        else:
+            rows += inner
     texts = [row["prompt"] + row["text"] for row in open_rows for _ in range(own.rollouts)]
-    chunk, ended = 1024, []
-    for start in range(0, len(texts), chunk):
-        ended += finish(texts[start : start + chunk], len(problems) + start)
-    verify = policies.VERIFY[task]
+    ended = finish(texts, len(problems))
     for i, row in enumerate(open_rows):
-        problem = problems[row["problem"]]
         mine = ended[i * own.rollouts : (i + 1) * own.rollouts]
-        row["rate"] = float(np.mean([verify(problem, row["text"] + rest) for rest in mine]))
+        row["rate"] = float(np.mean([verify(problems[row["problem"]], row["text"] + rest) for rest in mine]))
     return pd.DataFrame(rows + open_rows).sort_values(["problem", "step"], ignore_index=True)
 
 
@@ -89,15 +96,18 @@ def fit(cfg: DictConfig, labels: pd.DataFrame, *, outcome: bool = False, name: s
 
     words, own = policies.tokenizer(), cfg.rewards
     used = labels[labels["finished"]] if outcome else labels
-    rows = []
-    for _, group in used.groupby(["task", "problem"], sort=True):
-        first = group.iloc[0]
-        prompt, answer = (words.encode(first[column]) for column in ("prompt", "answer"))
-        lengths = [len(prompt) + len(words.encode(text)) for text in group["text"]]
-        rows.append(([*prompt, *answer], {n - 1: rate for n, rate in zip(lengths, group["rate"], strict=True)}))
+    answers: dict[tuple[str, int], tuple[list[int], dict[int, float]]] = {}
+    columns = (words(list(used[column]))["input_ids"] for column in ("prompt", "answer", "text"))
+    for task, problem, rate, prompt, answer, text in zip(
+        used["task"], used["problem"], used["rate"], *columns, strict=True
+    ):
+        _, labelled = answers.setdefault((task, problem), ([*prompt, *answer], {}))
+        labelled[len(prompt) + len(text) - 1] = rate
+    rows = [answers[key] for key in sorted(answers)]
     model = reward_model(load_model(Path(cfg.reasoners) / "reasoner_base" / "final", attention="eager"), seed=cfg.seed)
+    steps = own.outcome_steps if outcome else own.steps
     config = TrainConfig(
-        steps=own.steps, learning_rate=own.learning_rate, warmup_steps=own.steps // 10, seed=cfg.seed, weight_decay=0.05
+        steps=steps, learning_rate=own.learning_rate, warmup_steps=steps // 10, seed=cfg.seed, weight_decay=0.05
     )
     folder = checkpoint_folder(cfg.checkpoints, name, [policies._plain(own), cfg.seed, labels["rate"].sum()])
     train(model, labelled_batches(rows, min(own.rows, len(rows)), seed=cfg.seed), config, loss=step_loss,
@@ -144,7 +154,7 @@ def train_prm(cfg: DictConfig) -> None:
     from common.models.hub import save_model
 
     own, out = cfg.rewards, Path(cfg.out)
-    labels = rollout_labels(cfg, "train", dict(own.problems))
+    labels = rollout_labels(cfg, "train", dict(own.problems), 0)
     labels.to_parquet(out / "labels.parquet", index=False)
     model = fit(cfg, labels)
     _finish(cfg, model, out)
@@ -165,7 +175,7 @@ def train_orm(cfg: DictConfig) -> None:
 
 
 def _finish(cfg: DictConfig, model: PreTrainedModel, out: Path) -> None:
-    held_out = rollout_labels(cfg, "warmup", dict(cfg.rewards.held_out))
+    held_out = rollout_labels(cfg, "warmup", dict(cfg.rewards.held_out), cfg.rewards.prefixes)
     metrics, calibration = quality(held_out, predict(model, held_out))
     calibration.to_csv(out / "calibration.csv", index=False)
     (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")

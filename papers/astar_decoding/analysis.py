@@ -240,6 +240,9 @@ def tables(cfg: DictConfig, report: Report, found: Found) -> None:
                  "first goals that left the queue. duplicates: share of the proposed steps.")  # fmt: skip
     report.table("t5", noise_table(cfg, found), "Accuracy under a noisy reward model",
                  note="Persistent noise on the logit of every score, one seed.")  # fmt: skip
+    report.table("judge", judge_table(found), "The reward model on what it met",
+                 note="0.5 is chance. right: share of the scored ones. spread: standard deviation of the scores of one "
+                 "problem.")  # fmt: skip
     report.table("pops", pops(found.nodes), "Extensions by depth", note="A* at the largest limit, first seed.")
 
 
@@ -356,6 +359,36 @@ def pops(nodes: pd.DataFrame) -> pd.DataFrame:
     return out
 
 
+def judge_table(found: Found) -> pd.DataFrame:
+    """AUROC of the reward model on what it met here: finished samples, and states that A* visited.
+
+    Within problems: mean over problems that have both right and wrong ones; this is what a search can use.
+    """
+    import pandas as pd
+    from sklearn.metrics import roc_auc_score
+
+    rows = []
+    visited = found.nodes[found.nodes["right"].isin([True, False, "True", "False"])]
+    visited = visited.assign(correct=visited["right"].astype(str) == "True", seed=0)
+    for what, frame in (("finished samples", found.pool), ("states that A* visited", visited)):
+        for task, of in frame.groupby("task"):
+            each = [
+                roc_auc_score(group["correct"], group["score"])
+                for _, group in of.groupby(["seed", "problem_id"])
+                if group["correct"].nunique() == 2
+            ]
+            both = of["correct"].nunique() == 2
+            rows.append(
+                {
+                    "task": task, "scored": what, "right": of["correct"].mean(),
+                    "auroc": roc_auc_score(of["correct"], of["score"]) if both else None,
+                    "auroc_within_problems": np.mean(each) if each else None, "problems": len(each),
+                    "spread_within_problems": of.groupby(["seed", "problem_id"])["score"].std().mean(),
+                }
+            )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
 def verdicts(cfg: DictConfig, report: Report, found: Found) -> None:
     """Measures every part of every claim."""
     wrong, total = misplaced(found.nodes)
@@ -442,7 +475,7 @@ def _savings_claim(
     if not choices:
         report.not_testable(claim, "A* shares no accuracy above that of a single sample on the odd problems")
         return
-    _, level, task, name = max(choices)
+    _, level, task, name = max(choices, key=lambda c: (round(c[0], 6), -c[1]))  # of equals the lowest level
     curves, even = found.curves[task], np.arange(0, sizes[task], 2)
     measured = bootstrap(
         lambda index: tell(ratio_at(level, curves["a_star"], curves[name], cost, even[index[task]])),
@@ -464,11 +497,24 @@ def _as_saving(ratio: float) -> float:
     return 1.0 - 1.0 / max(ratio, 1 / 11)
 
 
+def _no_reference(found: Found, task: str) -> str | None:
+    """Why the large policy cannot serve as the reference on a task: it missed its gate, or beats the small one not even
+    when both decode greedily. None if it can."""
+    greedy = found.costs[found.costs["task"] == task].groupby("arm")["correct"].mean()
+    if found.gates[f"{task} large"]:
+        return found.gates[f"{task} large"]
+    small, large = greedy["small greedy"], greedy["large greedy"]
+    return (
+        None if large > small else f"gate: greedy accuracy of large {large:.3f}, needed above that of small {small:.3f}"
+    )
+
+
 def _small_against_large(cfg: DictConfig, report: Report, found: Found) -> None:
     """c3: the small policy with A* at the largest limit, less the greedy accuracy of the large one."""
-    tasks = [task for task in cfg.tasks if not found.gates[f"{task} large"]]
+    reasons = {task: _no_reference(found, task) for task in cfg.tasks}
+    tasks = [task for task in cfg.tasks if not reasons[task]]
     if not tasks:
-        report.not_testable("c3", "; ".join(str(found.gates[f"{task} large"]) for task in cfg.tasks))
+        report.not_testable("c3", "; ".join(f"{task}: {reason}" for task, reason in reasons.items()))
         return
     gaps, detail = {}, []
     for task in tasks:
@@ -481,7 +527,7 @@ def _small_against_large(cfg: DictConfig, report: Report, found: Found) -> None:
             f"{task}: small {small.correct[:, -1].mean():.3f}, large {reached.mean():.3f}, "
             f"{f'reached from N={enough[0]}' if enough else 'not reached'}"
         )
-    detail += [f"{task} left out: {found.gates[f'{task} large']}" for task in cfg.tasks if task not in tasks]
+    detail += [f"{task} left out: {reason}" for task, reason in reasons.items() if reason]
     measured = bootstrap(
         lambda index: float(np.mean([gaps[task][index[task]].mean() for task in tasks])),
         {task: len(gap) for task, gap in gaps.items()}, cfg.seed, cfg.resamples,

@@ -44,19 +44,19 @@ def infer(cfg: DictConfig) -> None:
 
     from common.generation import records
     from common.reasoners import workbench
+    from common.workers import run_jobs
     from papers.astar_decoding import jobs as work
 
     check(cfg)
     out, sizes = Path(cfg.out), ("base", "small")
     listed = sorted((job for task in cfg.tasks for job in jobs_of(cfg, task)), key=lambda job: -job.n)
     asked = [(task, size) for task in cfg.tasks for size in sizes]
-    with work.workers(cfg.workers) as run:
-        found = run(work.answer_length, [cfg] * len(asked), *zip(*asked, strict=True))
-        lengths: dict[str, dict[str, tuple[float, float]]] = {task: {} for task in cfg.tasks}
-        for (task, size), length in zip(asked, found, strict=True):
-            lengths[task][size] = length
-        print("mean answer lengths:", lengths, flush=True)
-        results = run(work.run_job, [cfg] * len(listed), listed, [lengths[job.task] for job in listed])
+    found = run_jobs(work.answer_length, [(cfg, *of) for of in asked], cfg.workers)
+    lengths: dict[str, dict[str, tuple[float, float]]] = {task: {} for task in cfg.tasks}
+    for (task, size), length in zip(asked, found, strict=True):
+        lengths[task][size] = length
+    print("mean tokens of an answer and of a step:", lengths, flush=True)
+    results = run_jobs(work.run_job, [(cfg, job, lengths[job.task]) for job in listed], cfg.workers)
     frames = {
         name: pd.DataFrame([row for result in results for row in result[name]])
         for name in ("records", "costs", "pool", "nodes")

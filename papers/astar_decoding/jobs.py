@@ -5,13 +5,8 @@ Jobs run in a pool of processes, each with one thread of torch; a result does no
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -45,32 +40,6 @@ class Job:
     record: bool = False
 
 
-@contextmanager
-def workers(count: int) -> Iterator[Callable[..., list[Any]]]:
-    """A map(function, *arguments) over so many processes; count=1 stays in this one."""
-    if count == 1:
-        yield lambda function, *arguments: [function(*of) for of in zip(*arguments, strict=True)]
-        return
-    context = multiprocessing.get_context("spawn")  # the same on every system, and no threads of this process in them
-    with ProcessPoolExecutor(count, mp_context=context, initializer=_start) as pool:
-        yield lambda function, *arguments: list(pool.map(function, *arguments))
-
-
-def _start() -> None:
-    """One thread of torch a process; and a process ends when its parent does."""
-    import torch
-
-    torch.set_num_threads(1)
-    parent = multiprocessing.parent_process()
-
-    def watch() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 _benches: dict[tuple[Any, ...], Workbench] = {}
 
 
@@ -86,10 +55,11 @@ def bench_of(cfg: DictConfig, task: str, size: str, split: str = "test") -> Work
     return _benches[key]
 
 
-def answer_length(cfg: DictConfig, task: str, size: str) -> tuple[float, float]:
-    """Mean tokens of a sampled answer on the warm-up split, and of a step of it."""
+def answer_length(given: tuple[DictConfig, str, str]) -> tuple[float, float]:
+    """(configuration, task, size) -> mean tokens of a sampled answer, and of a step, on the warm-up split."""
     from common.search.sampling import samples
 
+    cfg, task, size = given
     bench = bench_of(cfg, task, size, "warmup")
 
     def once(problems: Sequence[int], propose: Any, _: Any) -> SearchResult:
@@ -111,11 +81,13 @@ def limits(n: int, k: int, length: float, step: float, reserve: float, slack: fl
     return total, total - max(0, round((n - reserve) * length - k * step))
 
 
-def run_job(cfg: DictConfig, job: Job, lengths: dict[str, tuple[float, float]]) -> dict[str, list[dict[str, Any]]]:
-    """Rows of `records` (the common schema), `costs` (one a problem), `pool` (one a sample) and `nodes` (one a state).
+def run_job(given: tuple[DictConfig, Job, dict[str, tuple[float, float]]]) -> dict[str, list[dict[str, Any]]]:
+    """(configuration, job, lengths) -> rows of `records` (the common schema), `costs` (one a problem), `pool` (one a
+    sample) and `nodes` (one a state).
 
     lengths: mean tokens of an answer and of a step, by size of the policies that have a token limit.
     """
+    cfg, job, lengths = given
     bench, seed = bench_of(cfg, job.task, job.size), cfg.seed + job.seed
     score = method.running(bench.scorer(), job.settings.get("aggregation", cfg.search.aggregation))
     if job.sigma:

@@ -29,6 +29,7 @@ def figures(cfg: DictConfig, report: Report, found: Found) -> None:
 
 def _frontiers(cfg: DictConfig, report: Report, found: Found) -> None:
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import ScalarFormatter
 
     from common.reporting.style import COLOURS
 
@@ -46,7 +47,9 @@ def _frontiers(cfg: DictConfig, report: Report, found: Found) -> None:
             for arm, label, style in (("greedy", "greedy", "--"), ("large greedy", "greedy, large policy", "-.")):
                 own = found.costs[(found.costs["task"] == task) & (found.costs["arm"] == arm)]
                 axis.axhline(own["correct"].mean(), color="0.45", ls=style, lw=1, label=label)
-            axis.set(xscale="log", ylabel=f"{task}: accuracy")
+            axis.set_xscale("log", base=2)
+            axis.xaxis.set_major_formatter(ScalarFormatter())
+            axis.set_ylabel(f"{task}: accuracy")
         left.set_xlabel("generated tokens a problem")
         right.set_xlabel("PRM passes a problem")
     handles = dict(zip(*axes[0, 0].get_legend_handles_labels()[::-1], strict=True))
@@ -114,7 +117,9 @@ def _tree(cfg: DictConfig, report: Report, found: Found) -> None:
     fig, axes = plt.subplots(1, 2, figsize=(8.6, 4.0), sharey=True, sharex=True)
     _draw_tree(axes[0], tree, 1 - cfg.search.root_score)
     _draw_comb(axes[1], cfg, samples)
-    axes[0].set(xlabel="steps", ylabel="f = g + 1 - r (low is good)", title=f"A*: {spent} tokens, in this order")
+    axes[0].set(
+        xlabel="steps", ylabel="f = g + 1 - r (low is good)", title=f"A*: {spent} tokens (numbers: order of extension)"
+    )
     axes[1].set(xlabel="steps", title=f"best-of-{len(samples)}: {int(samples['tokens'].sum())} tokens")
     axes[0].xaxis.get_major_locator().set_params(integer=True)
     low, high = axes[0].dataLim.y1, axes[0].dataLim.y1
@@ -144,15 +149,21 @@ def _tree(cfg: DictConfig, report: Report, found: Found) -> None:
 def _draw_tree(axis: Axes, tree: pd.DataFrame, start: float) -> None:
     from common.reporting.style import COLOURS
 
-    place = {"": (0.0, start)} | {row.node: (row.depth, row.f) for row in tree.itertuples()}
+    x = tree["depth"] + _spread(tree.groupby("depth").cumcount().to_numpy())
+    place = {"": (0.0, start)} | dict(zip(tree["node"], zip(x, tree["f"], strict=True), strict=True))
     for row in tree.itertuples():
         axis.plot(*zip(place[row.parent], place[row.node], strict=True), color="0.75", lw=0.8, zorder=1)
     colours = [COLOURS[1] if row.chosen else COLOURS[0] if row.place >= 0 else "0.8" for row in tree.itertuples()]
-    axis.scatter(tree["depth"], tree["f"], s=7 * tree["tokens"], c=colours, edgecolors="white", lw=0.5, zorder=2)
+    axis.scatter(x, tree["f"], s=7 * tree["tokens"], c=colours, edgecolors="white", lw=0.5, zorder=2)
     for row in tree[tree["place"] >= 0].itertuples():
         axis.annotate(
             str(row.place + 1), place[row.node], ha="center", va="center", fontsize=7, color="white", zorder=3
         )
+
+
+def _spread(order: np.ndarray) -> np.ndarray:
+    """Sideways shifts in [-0.2, 0.2], so that states of one depth and nearly one f do not hide each other."""
+    return (order % 5 - 2) / 10
 
 
 def _draw_comb(axis: Axes, cfg: DictConfig, samples: pd.DataFrame) -> None:
@@ -160,13 +171,14 @@ def _draw_comb(axis: Axes, cfg: DictConfig, samples: pd.DataFrame) -> None:
     from common.reporting.style import COLOURS
 
     best = samples["score"].idxmax()
-    for index, row in samples.iterrows():
+    for shift, (index, row) in zip(_spread(np.arange(len(samples))), samples.iterrows(), strict=True):
         ends, scores = [int(e) for e in str(row["ends"]).split()], [float(s) for s in str(row["scores"]).split()]
         path = State(0, (0,) * ends[-1], tuple(ends), True, (0.0,) * len(ends), tuple(scores))
         values = method.priority(path, cfg.search.step_cost, cfg.search.root_score)
-        axis.plot(range(len(values)), values, color="0.75", lw=0.8, zorder=1)
+        x = np.arange(len(values)) + shift * (np.arange(len(values)) > 0)
+        axis.plot(x, values, color="0.75", lw=0.8, zorder=1)
         colour, area = COLOURS[1] if index == best else COLOURS[2], 7 * np.diff([0, *ends])
-        axis.scatter(range(1, len(values)), values[1:], s=area, c=colour, edgecolors="white", lw=0.5, zorder=2)
+        axis.scatter(x[1:], values[1:], s=area, c=colour, edgecolors="white", lw=0.5, zorder=2)
 
 
 def _robustness(cfg: DictConfig, report: Report, found: Found) -> None:

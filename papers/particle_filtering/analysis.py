@@ -34,10 +34,11 @@ CHAIN_ONLY = "chain only"
 
 @dataclass(frozen=True)
 class Found:
-    """runs: see above, with the rows of samples added. quality: of the reward models of `train`. gates: why a policy
-    cannot carry a comparison, by "size task"; empty if it can."""
+    """runs: see above, with the rows of samples added. samples: the pools of the base policy. quality: of the reward
+    models of `train`. gates: why a policy cannot carry a comparison, by "size task"; empty if it can."""
 
     runs: pd.DataFrame
+    samples: pd.DataFrame
     nodes: pd.DataFrame
     toy: pd.DataFrame
     quality: pd.DataFrame
@@ -56,8 +57,9 @@ def load(cfg: DictConfig) -> Found:
     searches = runs[runs["method"] != "pool"]
     few = searches[(searches["method"] == "beam") & (searches["n"] <= cfg.width) & (searches["panel"] == "headline")]
     runs = pd.concat([searches, few.assign(method="dvts"), pd.DataFrame(rows)], ignore_index=True)
+    pools = samples[samples["arm"].str.startswith("headline base pool")]
     return Found(
-        runs.astype({"correct": float}), pd.read_parquet(folder / "nodes.parquet"),
+        runs.astype({"correct": float}), pools, pd.read_parquet(folder / "nodes.parquet"),
         pd.read_parquet(folder / "toy.parquet"), pd.read_csv(Path(cfg.artifacts) / "train" / "quality.csv"),
         json.loads((folder / "gates.json").read_text()),
     )  # fmt: skip
@@ -144,6 +146,10 @@ def tables(cfg: DictConfig, report: Report, found: Found) -> None:
             f"alone, mean and std over {len(cfg.judges.seeds)} of them.",
         )  # fmt: skip
         report.table("judges", pd.DataFrame(_judge_rows(cfg, found)), "Reward models by labelled problems (figure 5a)")
+    report.table(
+        "reward", pd.DataFrame(_reward_rows(found.samples)), "The shared reward model on finished answers of the test",
+        "Within a problem: mean over problems with right and wrong samples. Search needs this order.",
+    )  # fmt: skip
     report.table("t3", pd.DataFrame(_size_rows(cfg, found.runs)), note=f"Task {cfg.main.task}.")
     report.table("curves", pd.DataFrame(_curve_rows(cfg, found.runs)), "Accuracy by budget (figure 4)")
     report.table("ratios", pd.DataFrame(_ratio_rows(cfg, found.runs)), "N of another method over N of PF (claim c1)")
@@ -188,6 +194,20 @@ def _transfer_rows(cfg: DictConfig, found: Found) -> Iterator[dict[str, Any]]:
             values = [_judged(cfg, runs, method, CHAIN_ONLY, seed).mean() for seed in own.seeds]
         std = float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
         yield {"method": METHODS[method], main: float(np.mean(values)), "std": std, "reward models": len(values)}
+
+
+def _reward_rows(samples: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    from sklearn.metrics import roc_auc_score
+
+    for task, of in samples.groupby("task"):
+        groups = [g for _, g in of.groupby(["seed", "problem_id"]) if g["correct"].nunique() == 2]
+        within = [roc_auc_score(g["correct"], g["score"]) for g in groups]
+        yield {
+            "task": task, "samples": len(of), "right": of["correct"].mean(),
+            "AUROC over all samples": roc_auc_score(of["correct"], of["score"]) if groups else float("nan"),
+            "AUROC within a problem": float(np.mean(within)) if within else float("nan"),
+            "problems with both": len({g["problem_id"].iloc[0] for g in groups}),
+        }  # fmt: skip
 
 
 def _judged(cfg: DictConfig, runs: pd.DataFrame, method: str, name: str, seed: int) -> np.ndarray:
@@ -247,8 +267,10 @@ def ratio_of_budgets(widths: Sequence[int]) -> Any:
     1 where the curves share no level above their first point: nothing was gained, so nothing speaks for either.
     """
 
+    costs = [int(n) for n in widths]
+
     def statistic(ours: np.ndarray, other: np.ndarray) -> float:
-        _, ratios = cost_ratios(widths, ours.mean(0), widths, other.mean(0))
+        _, ratios = cost_ratios(costs, ours.mean(0), costs, other.mean(0))
         return float(np.median(ratios)) if len(ratios) else 1.0
 
     return statistic

@@ -278,18 +278,14 @@ def _runs(bench: Workbench, out: Outcome, seen: Recorder | None) -> list[dict[st
 
 
 def _nodes(bench: Workbench, out: Outcome, seen: Recorder) -> list[dict[str, Any]]:
-    """One row a prefix that was scored. right: so far; wins: a right final candidate descends from it; ends: it is a
-    final candidate itself."""
+    """One row a prefix that was scored. right: so far; ends: it is a final candidate."""
     rows = []
     for problem, nodes in seen.nodes.items():
-        right = [state for state in out.pool[problem] if bench.correct(state)]
-        wins = {node for state in right for node in seen.lineage(state)}
         ends = {path[-1] for state in out.pool[problem] if (path := seen.lineage(state))}
         rows += [
             {
                 "problem_id": problem, "node": i, "parent": node.parent, "step": node.step,
-                "score": node.state.scores[-1], "right": _is_right(bench, node.state), "wins": i in wins,
-                "ends": i in ends,
+                "score": node.state.scores[-1], "right": _is_right(bench, node.state), "ends": i in ends,
             }
             for i, node in enumerate(nodes)
         ]  # fmt: skip

@@ -142,9 +142,7 @@ def check(cfg: DictConfig) -> None:
         if any(n > cfg.width and n % cfg.width for n in widths):
             raise ValueError(f"{name}.widths={widths}: those above width={cfg.width} must be multiples of it")
         if of.problems and (of.problems < 4 or not of.seeds):
-            raise ValueError(
-                f"{name} has {of.problems} problems and seeds {list(of.seeds)}: at least 4 problems, 1 seed"
-            )
+            raise ValueError(f"{name} needs 4 problems and a seed, not {of.problems} and {list(of.seeds)}")
     if not cfg.temperature > 0:
         raise ValueError(f"temperature={cfg.temperature} must be positive")
     Weighting(tau=cfg.tau, kind=cfg.weights)

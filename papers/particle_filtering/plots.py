@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from papers.particle_filtering import analysis
 from papers.particle_filtering.analysis import METHODS, Found
 
 if TYPE_CHECKING:
@@ -21,22 +20,22 @@ MARKERS = dict(zip(SHOWN, "osD^vX", strict=True))
 
 
 def draw(cfg: DictConfig, report: Report, found: Found) -> None:
-    """All figures."""
-    _curves(cfg, report, found)
+    """All figures, from the tables that `analysis.tables` wrote and the genealogies."""
+    _curves(cfg, report)
     if len(found.nodes):
         _genealogy(report, found.nodes, cfg)
     if len(cfg.noise.sigmas):
-        _noise(cfg, report, found)
-    _ablations(cfg, report, found)
+        _noise(cfg, report)
+    _ablations(cfg, report)
 
 
-def _curves(cfg: DictConfig, report: Report, found: Found) -> None:
+def _curves(cfg: DictConfig, report: Report) -> None:
     import matplotlib.pyplot as plt
     import pandas as pd
 
     from common.reporting.style import palette
 
-    table = pd.DataFrame(analysis._curve_rows(cfg, found.runs))
+    table = pd.read_csv(report.out / "tables" / "curves.csv")
     colours = palette([METHODS[m] for m in SHOWN])
     tasks = [of.task for of in (cfg.main, cfg.second) if of.problems]
     fig, axes = plt.subplots(len(tasks), 3, figsize=(9.2, 2.9 * len(tasks)), sharey="row", squeeze=False)
@@ -66,14 +65,32 @@ def _curves(cfg: DictConfig, report: Report, found: Found) -> None:
     )  # fmt: skip
 
 
+def winning(nodes: pd.DataFrame) -> set[int]:
+    """Nodes of one search on one problem from which a right final candidate descends by right steps alone: two errors
+    that cancel are not a right lineage."""
+    parent, right = (dict(zip(nodes["node"], nodes[column], strict=True)) for column in ("parent", "right"))
+    found: set[int] = set()
+    for at in nodes[nodes["ends"]]["node"]:
+        path = []
+        while at >= 0:
+            path.append(at)
+            at = parent[at]
+        if all(right[node] for node in path):
+            found |= set(path)
+    return found
+
+
 def pick(nodes: pd.DataFrame) -> int:
-    """The problem of the genealogy: the first that the particle filter has right at the end and beam search lost though
-    it had a right first step; if there is none, the first that the filter has right; else the first."""
-    wins = nodes[nodes["wins"]].groupby("method")["problem_id"].unique()
-    ours = set(wins.get("pf", ()))
+    """The problem of the genealogy: the first of which the particle filter has a right lineage at the end and beam
+    search has none, though it had a right first step; if there is none, the first that the filter has; else the first.
+    """
+    wins = {
+        method: {p for p, of in group.groupby("problem_id") if winning(of)} for method, group in nodes.groupby("method")
+    }
+    ours = wins.get("pf", set())
     started = set(nodes[(nodes["method"] == "beam") & (nodes["step"] == 1) & nodes["right"]]["problem_id"])
-    lost = (ours & started) - set(wins.get("beam", ()))
-    return int(min(lost or ours or {int(nodes["problem_id"].min())}))
+    lost = (ours & started) - wins.get("beam", set())
+    return int(min(lost or ours or {nodes["problem_id"].min()}))
 
 
 def _genealogy(report: Report, nodes: pd.DataFrame, cfg: DictConfig) -> None:
@@ -92,9 +109,9 @@ def _genealogy(report: Report, nodes: pd.DataFrame, cfg: DictConfig) -> None:
     report.figure(
         "genealogy", fig, "Who descends from whom",
         f"Problem {problem} of {cfg.genealogy.task}, N={cfg.genealogy.n}: the first, by number, of which the filter "
-        "has a right final candidate and beam search has none, though one of its first steps was right (if there is "
-        "none: the first that the filter has right). Each dot is a prefix that was scored; lines join it to the one that it "
-        "continues.",
+        "ends with an answer whose steps are all right and beam search with none, though one of its first steps was "
+        "right (if there is none: the first that the filter has right). Each dot is a prefix that was scored; a line "
+        "joins it to the one that it continues.",
     )  # fmt: skip
 
 
@@ -108,14 +125,15 @@ def _tree(axis: Axes, nodes: pd.DataFrame, low: float, high: float) -> Any:
     for step, line in nodes.groupby("step"):
         above = sorted(zip(line["parent"], line["node"], strict=True), key=lambda n: (at.get(n[0], (0, 0))[1], n[1]))
         at |= {node: (step, y) for y, (_, node) in enumerate(above, start=1)}
-    labelled = False
-    for node, parent, wins in zip(nodes["node"], nodes["parent"], nodes["wins"], strict=True):
+    labelled, green = False, winning(nodes)
+    for node, parent in zip(nodes["node"], nodes["parent"], strict=True):
+        wins = node in green
         if parent >= 0:
             (x0, y0), (x1, y1) = at[parent], at[node]
             style: dict[str, Any] = (
                 {"color": COLOURS[2], "lw": 2.6, "zorder": 2} if wins else {"color": "0.75", "lw": 0.6}
             )
-            name = "leads to a right final answer" if wins and not labelled else None
+            name = "leads to a right answer by right steps" if wins and not labelled else None
             labelled = labelled or wins
             axis.plot([x0, x1], [y0, y1], label=name, **style)
     x, y = np.array([at[node] for node in nodes["node"]]).T
@@ -130,13 +148,13 @@ def _tree(axis: Axes, nodes: pd.DataFrame, low: float, high: float) -> Any:
     return points
 
 
-def _noise(cfg: DictConfig, report: Report, found: Found) -> None:
+def _noise(cfg: DictConfig, report: Report) -> None:
     import matplotlib.pyplot as plt
     import pandas as pd
 
     from common.reporting.style import palette
 
-    table = pd.DataFrame(analysis._noise_rows(cfg, found.runs))
+    table = pd.read_csv(report.out / "tables" / "noise.csv")
     colours = palette([METHODS[m] for m in SHOWN])
     fig, axes = plt.subplots(1, 3, figsize=(9.2, 3.1))
     columns = ("accuracy", "right among the final candidates", "first right step survives")
@@ -147,10 +165,9 @@ def _noise(cfg: DictConfig, report: Report, found: Found) -> None:
             axis.plot(of["sigma"], of[column], label=METHODS[method], **style)
             if column == "accuracy" and method in ("pf", "beam"):
                 axis.fill_between(of["sigma"], of["low"], of["high"], color=style["color"], alpha=0.12, lw=0)
-        axis.set(
-            xlabel="noise on the oracle's logit (sigma)", ylabel=f"share of problems: {column}", ylim=(-0.02, 1.02)
-        )
-        axis.yaxis.label.set_size(8)
+        axis.set(xlabel="noise on the oracle's logit (sigma)", ylim=(-0.02, 1.02))
+        axis.set_title(column, fontsize=9)
+    axes[0].set_ylabel("share of problems")
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=8)
     report.figure(
         "noise", fig, "What a worse reward model does to each method",
@@ -160,13 +177,13 @@ def _noise(cfg: DictConfig, report: Report, found: Found) -> None:
     )  # fmt: skip
 
 
-def _ablations(cfg: DictConfig, report: Report, found: Found) -> None:
+def _ablations(cfg: DictConfig, report: Report) -> None:
     import matplotlib.pyplot as plt
     import pandas as pd
 
     from common.reporting.style import COLOURS
 
-    table = pd.DataFrame(analysis._ablation_rows(cfg, found.runs))
+    table = pd.read_csv(report.out / "tables" / "ablations.csv")
     table = table[table["task"] == cfg.main.task]
     groups = list(table.groupby("ablation", sort=False))
     fig, axes = plt.subplots(

@@ -93,12 +93,13 @@ def infer(cfg: DictConfig) -> None:
 
     # Before torch is imported: two threads that spin for each other on a busy machine take a hundred times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from common.workers import run_jobs
     from papers.splitwise import real, study
 
     out = Path(cfg.out)
     golden().to_csv(out / "golden.csv", index=False)
     jobs = _jobs(cfg)
-    results = study.run_jobs([job for _, _, job in jobs], cfg.workers)
+    results = run_jobs(study.call, [job for _, _, job in jobs], cfg.workers)
     tables: dict[str, list[dict[str, Any]]] = {}
     for (table, labels, _), result in zip(jobs, results, strict=True):
         rows = result if isinstance(result, list) else [result]

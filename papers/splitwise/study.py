@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import threading
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Mapping
 from functools import cache
-from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -189,28 +185,7 @@ def strip(
     ]
 
 
-def _end_with_parent() -> None:
-    """A worker that outlives a killed run would go on simulating."""
-    parent = parent_process()
-
-    def watch() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _call(job: tuple[Callable[..., Any], tuple[Any, ...]]) -> Any:
+def call(job: tuple[Callable[..., Any], tuple[Any, ...]]) -> Any:
+    """The result of one job, (function, arguments)."""
     function, arguments = job
     return function(*arguments)
-
-
-def run_jobs(jobs: Iterable[tuple[Callable[..., Any], tuple[Any, ...]]], workers: int) -> list[Any]:
-    """The results of function(*arguments) for each job, in order; workers=1 stays in this process."""
-    jobs = list(jobs)
-    if workers == 1:
-        return [_call(job) for job in jobs]
-    context = get_context("spawn")  # the same on every system, and no threads of this process in the children
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
-        return list(pool.map(_call, jobs))

@@ -15,7 +15,8 @@ from common.models.hub import save_model
 from common.models.tokenizer import train_tokenizer
 from common.run import ROOT, run
 from common.serving.traces import load_trace
-from papers.splitwise.study import run_jobs
+from common.workers import run_jobs
+from papers.splitwise.study import call
 
 SLUG = "splitwise"
 
@@ -104,4 +105,4 @@ def load_and_check(path: Path) -> pd.DataFrame:
 @pytest.mark.slow
 def test_jobs_come_back_in_order_from_one_process_or_two() -> None:
     jobs = [(divmod, (n, 3)) for n in range(7)]
-    assert run_jobs(jobs, 1) == run_jobs(jobs, 2) == [divmod(n, 3) for n in range(7)]
+    assert run_jobs(call, jobs, 1) == run_jobs(call, jobs, 2) == [divmod(n, 3) for n in range(7)]
