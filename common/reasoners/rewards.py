@@ -68,13 +68,13 @@ def _label(cfg: DictConfig, model: PreTrainedModel, problems: list, task: str, p
     answers = finish([p.prompt for p in problems], 0)
     rows, open_rows = [], []
     for index, (problem, answer) in enumerate(zip(problems, answers, strict=True)):
-        ends = [i + 1 for i, character in enumerate(answer) if character in ",$"] or [len(answer)]
+        ends = [i + 1 for i, character in enumerate(answer[:-1]) if character in policies.STEP_ENDS] + [len(answer)]
         row = {
             "task": task, "problem": index, "prompt": problem.prompt, "answer": answer,
             "rate": float(verify(problem, answer)),
         }  # fmt: skip
         inner = [row | {"text": answer[:end], "step": i + 1, "finished": False} for i, end in enumerate(ends[:-1])]
-        rows.append(row | {"text": answer[: ends[-1]], "step": len(ends), "finished": True})
+        rows.append(row | {"text": answer, "step": len(ends), "finished": True})
         if prefixes:
             open_rows += [inner[i] for i in sorted(random.permutation(len(inner))[:prefixes])]
         else:
@@ -149,6 +149,34 @@ def quality(labels: pd.DataFrame, scores: np.ndarray, bins: int = 10) -> tuple[d
     return metrics, pd.DataFrame(table).reset_index()
 
 
+def ranking(cfg: DictConfig, model: PreTrainedModel) -> dict[str, float]:
+    """By task: of pairs of a right and a wrong answer to one problem, the share that the model puts in the right order.
+
+    AUROC over all answers is flattered by problems that differ in difficulty; a search compares within a problem.
+    Several answers of the policy to each of the held-out problems, which the training did not see.
+    """
+    import pandas as pd
+
+    from common.models.hub import load_model
+
+    shares = {}
+    for task, kept in TASKS.items():
+        policy = load_model(Path(cfg.reasoners) / "reasoner_base" / kept)
+        hard = "chain_hard" if task == "chain" else "countdown_hard"
+        problems = policies.problems(cfg, hard, "warmup", cfg.rewards.held_out[task])
+        answers = _label(cfg, policy, problems * cfg.rewards.answers, task, 0)
+        answers = answers[answers["finished"]]
+        frame = pd.DataFrame({"score": predict(model, answers), "right": answers["rate"].to_numpy() > 0.5})
+        frame["problem"] = (answers["problem"] % len(problems)).to_numpy()
+        ordered = total = 0.0
+        for _, group in frame.groupby("problem"):
+            right, wrong = group["score"][group["right"]].to_numpy(), group["score"][~group["right"]].to_numpy()
+            above = np.sign(right[:, None] - wrong[None, :])
+            ordered, total = ordered + float((above + 1).sum()) / 2, total + above.size
+        shares[f"{task} auroc within a problem"] = ordered / total if total else float("nan")
+    return shares
+
+
 def train_prm(cfg: DictConfig) -> None:
     """A stage: labels by rollouts, the process model, and its quality on problems of the warm-up split."""
     from common.models.hub import save_model
@@ -177,6 +205,8 @@ def train_orm(cfg: DictConfig) -> None:
 def _finish(cfg: DictConfig, model: PreTrainedModel, out: Path) -> None:
     held_out = rollout_labels(cfg, "warmup", dict(cfg.rewards.held_out), cfg.rewards.prefixes)
     metrics, calibration = quality(held_out, predict(model, held_out))
+    metrics |= ranking(cfg, model)
+    metrics |= {f"{task} needed": cfg.rewards.needed for task in TASKS}
     calibration.to_csv(out / "calibration.csv", index=False)
     (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     print(json.dumps(metrics), flush=True)

@@ -247,3 +247,15 @@ def gate(cfg: DictConfig, size: str, weights: str) -> str | None:
     measure = "greedy" if "greedy" in kept else "sampled"
     low, high = kept["range"]
     return f"gate: {measure} accuracy of {size}/{weights} measured {kept[measure]:.3f}, needed {low} to {high}"
+
+
+def reward_gate(cfg: DictConfig, name: str, reward: str = "prm") -> str | None:
+    """Why a reward model cannot guide a search on a task (it hardly ranks the answers to one problem), or None."""
+    folder = Path(cfg.reasoners) / reward
+    if (folder / "model.json").exists():
+        return None
+    metrics = json.loads((folder / "metrics.json").read_text())
+    share, needed = metrics[f"{name} auroc within a problem"], metrics[f"{name} needed"]
+    if share >= needed:
+        return None
+    return f"gate: AUROC of {reward} within a problem measured {share:.3f} on {name}, needed {needed}"

@@ -66,7 +66,7 @@ def infer(cfg: DictConfig) -> None:
     for name, frame in frames.items():
         frame.to_csv(out / f"{name}.csv", index=False)
     gates = {
-        f"{task} {size}": workbench.gate(cfg, size, cfg.policy[size][task])
+        f"{task} {size}": workbench.gate(cfg, size, cfg.policy[size][task]) or workbench.reward_gate(cfg, task)
         for task in cfg.tasks
         for size in ("base", "large")
     }

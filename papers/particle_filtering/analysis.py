@@ -451,6 +451,9 @@ def _ranks(cfg: DictConfig, report: Report, found: Found) -> None:
     if not cfg.second.problems:
         report.not_testable("c5", "this profile has one task")
         return
+    if reason := gate(cfg, found, "base", cfg.second.task):
+        report.not_testable("c5", f"the claim is on two tasks; {reason}")
+        return
     cases = (
         ("main task", "headline", "base", cfg.main.task, max(cfg.main.widths)),
         ("second task", "headline", "base", cfg.second.task, max(cfg.second.widths)),

@@ -47,7 +47,8 @@ def _train_judge(job: tuple[DictConfig, str, int]) -> list[dict]:
     if name == CHAIN_ONLY:
         used = usable[usable["task"] == "chain"]
     else:
-        used = _share(usable[usable["task"] == cfg.main.task], float(name), seeded.seed)
+        own = usable[(usable["task"] == cfg.main.task) & (usable["problem"] < cfg.judges.labels)]
+        used = _share(own, float(name), seeded.seed)
     model = rewards.fit(seeded, used, name=model_name(name, seed))
     save_model(model, Path(cfg.out) / model_name(name, seed))
     rows = []
@@ -112,6 +113,7 @@ def infer(cfg: DictConfig) -> None:
     tasks = {cfg.main.task, *([cfg.second.task] if cfg.second.problems else [])}
     missed = {
         f"{size} {task}": workbench.gate(cfg, size, {"chain": "chain_hard"}.get(task, task))
+        or workbench.reward_gate(cfg, task)
         for task in sorted(tasks) for size in ("small", "base", "large")
     }  # fmt: skip
     (out / "gates.json").write_text(json.dumps(missed, indent=2) + "\n")
