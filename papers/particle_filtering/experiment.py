@@ -41,7 +41,7 @@ def _train_judge(job: tuple[DictConfig, str, int]) -> list[dict]:
     labels = pd.read_parquet(Path(cfg.reasoners) / "prm" / "labels.parquet")
     labels = labels[labels["task"].isin([cfg.main.task, "chain"])]
     held_out = labels["problem"] % cfg.judges.held_out == cfg.judges.held_out - 1
-    usable = labels[~held_out]
+    usable, tested = labels[~held_out], labels[held_out & (labels["problem"] < cfg.judges.held_out * cfg.judges.tested)]
     seeded = cfg.copy()
     seeded.seed = cfg.seed + seed
     if name == CHAIN_ONLY:
@@ -52,7 +52,7 @@ def _train_judge(job: tuple[DictConfig, str, int]) -> list[dict]:
     model = rewards.fit(seeded, used, name=model_name(name, seed))
     save_model(model, Path(cfg.out) / model_name(name, seed))
     rows = []
-    for task, group in labels[held_out].groupby("task"):
+    for task, group in tested.groupby("task"):
         scores = rewards.predict(model, group)
         metrics, _ = rewards.quality(group, scores)
         rows.append(
