@@ -100,10 +100,14 @@ def _compose(slug: str, stage: str, overrides: list[str]) -> DictConfig:
 
 
 def check(slug: str, stage: str, overrides: list[str]) -> None:
-    """Raises SystemExit for an unknown paper, stage, profile or key (listing the valid ones), or a wrong type."""
-    profile = dict(map(_split, overrides)).get("profile", params()["profile"])
+    """Raises SystemExit for an unknown paper, stage, profile, key or back end (listing the valid ones), a wrong type,
+    and a back end that cannot run here."""
+    given = dict(map(_split, overrides))
+    profile = given.get("profile", params()["profile"])
     check_words(slug, stage, profile)
-    _check_keys(_compose(slug, stage, [f"profile={profile.split(',')[0]}"]), overrides)
+    plain = _compose(slug, stage, [f"profile={profile.split(',')[0]}"])
+    _check_keys(plain, overrides)
+    _check_backends(_values(given.get("backend", plain.backend)))
 
 
 def _check_keys(plain: DictConfig, overrides: list[str]) -> None:
@@ -122,6 +126,18 @@ def _check_keys(plain: DictConfig, overrides: list[str]) -> None:
                 raise SystemExit(
                     f"{key}={value!r} is no {type(old).__name__}; its value in profile {plain.profile} is {old!r}"
                 )
+
+
+def _check_backends(names: list[object]) -> None:
+    if names == ["transformers"]:
+        return  # the default, without the import of torch
+    from common.generation.vllm import check_backend
+
+    for name in names:
+        try:
+            check_backend(str(name))
+        except ValueError as error:
+            raise SystemExit(f"backend={name}: {error}") from None
 
 
 def _keys(cfg: DictConfig, prefix: str = "") -> list[str]:

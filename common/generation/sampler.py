@@ -97,11 +97,8 @@ def generate(
     """
     began = time.perf_counter()
     prompts = [torch.as_tensor(prompt, dtype=torch.long).cpu() for prompt in prompts]
-    limits = _per_prompt(max_new_tokens, len(prompts))
-    _check(model, prompts, limits, temperature, top_k, top_p)
-    streams = range(len(prompts)) if streams is None else streams
-    if len(streams) != len(prompts):
-        raise ValueError(f"{len(streams)} streams for {len(prompts)} prompts")
+    limits, streams = checked_settings(len(prompts), max_new_tokens, streams, temperature, top_k, top_p)
+    _check_prompts(model, prompts, limits)
     stops = _stop_table(model, stop_tokens, len(prompts))
     if not prompts:
         return Generation([], [], Ledger())
@@ -221,13 +218,31 @@ def _prefill_mask(padding: torch.Tensor) -> torch.Tensor:
     return padding.expand(-1, 1, width, width).masked_fill(future, _lowest(padding.dtype))
 
 
-def _per_prompt(max_new_tokens: int | Sequence[int], count: int) -> list[int]:
+def checked_settings(
+    count: int,
+    max_new_tokens: int | Sequence[int],
+    streams: Sequence[int] | None,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+) -> tuple[list[int], Sequence[int]]:
+    """The limit and the random stream of each of `count` prompts.
+
+    Raises ValueError for lists of another length and for settings out of range.
+    """
     limits = [max_new_tokens] * count if isinstance(max_new_tokens, int) else list(max_new_tokens)
+    streams = range(count) if streams is None else streams
     if len(limits) != count:
         raise ValueError(f"max_new_tokens has {len(limits)} entries for {count} prompts")
     if count and min(limits) < 1:
         raise ValueError(f"max_new_tokens must be at least 1, not {min(limits)}")
-    return limits
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, not {temperature}; do_sample=False is greedy")
+    if top_k < 0 or not 0 < top_p <= 1:
+        raise ValueError(f"top_k must be at least 0 and top_p in (0, 1], not {top_k} and {top_p}")
+    if len(streams) != count:
+        raise ValueError(f"{len(streams)} streams for {count} prompts")
+    return limits, streams
 
 
 def _stop_table(model: PreTrainedModel, stop_tokens: Any, count: int) -> torch.Tensor | None:
@@ -251,18 +266,7 @@ def _stop_table(model: PreTrainedModel, stop_tokens: Any, count: int) -> torch.T
     return table.expand(count, vocabulary).to(model.device)
 
 
-def _check(
-    model: PreTrainedModel,
-    prompts: list[torch.Tensor],
-    limits: list[int],
-    temperature: float,
-    top_k: int,
-    top_p: float,
-) -> None:
-    if not temperature > 0:
-        raise ValueError(f"temperature must be positive, not {temperature}; do_sample=False is greedy")
-    if top_k < 0 or not 0 < top_p <= 1:
-        raise ValueError(f"top_k must be at least 0 and top_p in (0, 1], not {top_k} and {top_p}")
+def _check_prompts(model: PreTrainedModel, prompts: list[torch.Tensor], limits: list[int]) -> None:
     vocabulary, room = model.config.vocab_size, model.config.max_position_embeddings
     for i, prompt in enumerate(prompts):
         if prompt.dim() != 1 or not len(prompt):

@@ -64,6 +64,12 @@ class State:
         )
 
 
+def needs_transformers(name: str, what: str) -> None:
+    """Raises ValueError for another back end (`cfg.backend`): for work that forks, keeps or sends a KV cache."""
+    if name != "transformers":
+        raise ValueError(f"{what} works on the KV cache and needs backend=transformers, not {name}")
+
+
 class ForkingCache:
     """Rows of tokens that a model has read, with gaps: `read` appends a block, `fork` gathers rows, with repeats.
 

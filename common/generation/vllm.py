@@ -9,40 +9,53 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from common.generation.ledger import Ledger
 from common.generation.random import keys
-from common.generation.sampler import Generation
+from common.generation.sampler import Generation, checked_settings
 
 BACKENDS = ("transformers", "vllm")
 
 
 def backend(
-    name: str, source: str, *, device: str = "cpu", network: bool = False, **engine: Any
+    name: str,
+    source: str | Path,
+    *,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    network: bool = False,
+    **engine: Any,
 ) -> Callable[..., Generation]:
     """`generate` without its first argument, for a model: a folder in hub format, or a hub id if `network` is true.
 
-    name: one of BACKENDS, as a config gives it. engine: settings of vllm.LLM (tensor_parallel_size, ...).
-    Raises ValueError for another name or vLLM without CUDA, ImportError where vLLM is not installed, and
-    FileNotFoundError as `load_model` does.
+    name: one of BACKENDS, as a config gives it (`cfg.backend`). dtype: of the weights. engine: settings of vllm.LLM
+    (tensor_parallel_size, ...). Raises ValueError for another name or vLLM without CUDA, ImportError where vLLM is not
+    installed, and FileNotFoundError as `load_model` does.
     """
     from common.models.hub import check_source, load_model
 
+    check_backend(name)
     if name == "transformers":
         from common.generation.sampler import generate as own
 
         if engine:
             raise ValueError(f"{', '.join(engine)}: settings of the vllm back end, not of transformers")
-        return partial(own, load_model(source, network=network).to(device))
-    if name != "vllm":
-        raise ValueError(f"unknown back end {name!r}; known: {', '.join(BACKENDS)}")
-    if not torch.cuda.is_available():
-        raise ValueError("the vllm back end needs a CUDA device; backend=transformers runs anywhere")
+        return partial(own, load_model(source, dtype=dtype, network=network).to(device))
     check_source(source, network, ["config.json"], "*.safetensors")
-    return partial(generate, _vllm().LLM(model=source, trust_remote_code=False, **engine))
+    own_dtype = str(dtype).removeprefix("torch.")
+    return partial(generate, _vllm().LLM(model=str(source), dtype=own_dtype, trust_remote_code=False, **engine))
+
+
+def check_backend(name: str) -> None:
+    """Raises ValueError for a name that is none of BACKENDS, and for vLLM without CUDA."""
+    if name not in BACKENDS:
+        raise ValueError(f"unknown back end {name!r}; known: {', '.join(BACKENDS)}")
+    if name == "vllm" and not torch.cuda.is_available():
+        raise ValueError("the vllm back end needs a CUDA device; backend=transformers runs anywhere")
 
 
 def generate(
@@ -67,19 +80,9 @@ def generate(
     began = time.perf_counter()
     count = len(prompts)
     ids = [prompt.tolist() if isinstance(prompt, torch.Tensor) else list(prompt) for prompt in prompts]
-    limits = [max_new_tokens] * count if isinstance(max_new_tokens, int) else list(max_new_tokens)
-    streams = range(count) if streams is None else streams
-    for name, values in (("max_new_tokens", limits), ("streams", streams)):
-        if len(values) != count:
-            raise ValueError(f"{name} has {len(values)} entries for {count} prompts")
+    limits, streams = checked_settings(count, max_new_tokens, streams, temperature, top_k, top_p)
     if not all(ids):
         raise ValueError(f"prompt {ids.index([])} must be a non-empty list of token ids")
-    if count and min(limits) < 1:
-        raise ValueError(f"max_new_tokens must be at least 1, not {min(limits)}")
-    if not temperature > 0:
-        raise ValueError(f"temperature must be positive, not {temperature}; do_sample=False is greedy")
-    if top_k < 0 or not 0 < top_p <= 1:
-        raise ValueError(f"top_k must be at least 0 and top_p in (0, 1], not {top_k} and {top_p}")
     stops = _stops(stop_tokens, count)
     if not prompts:
         return Generation([], [], Ledger())

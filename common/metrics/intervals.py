@@ -108,9 +108,12 @@ def sign_test(a: ArrayLike, b: ArrayLike) -> float:
 
 
 def units_to_settle(measured: Measured, bound: float) -> int | None:
-    """How many units would shrink the interval to the distance from value to bound (half width falls as 1/sqrt(n))."""
+    """How many units would shrink the interval to the distance from value to bound (half width falls as 1/sqrt(n)).
+
+    None where no number would: a distance of a millionth of the interval's width or less is rounding, not a distance.
+    """
     distance = abs(measured.value - bound)
-    if distance == 0:
+    if distance <= 1e-6 * (measured.high - measured.low):
         return None
     side = measured.low if measured.value > bound else measured.high
     return int(np.ceil(measured.n * (abs(measured.value - side) / distance) ** 2)) + 1

@@ -45,15 +45,21 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def problems(cfg: DictConfig, task: str, split: str, count: int | None = None) -> list[Problem]:
     """Problems of a stage's training mixture ('chain', 'style_chain' or 'countdown'), or of the hard splits that search
     is judged on ('chain_hard', 'countdown_hard')."""
+    style = _chain_style(cfg)
     if task == "style_chain":
         own = cfg.style_chain
-        return chain.generate(cfg.seed, count or own.problems, tuple(own.steps), split, style=_chain_style(cfg))
+        return chain.generate(cfg.seed, count or own.problems, tuple(own.steps), split, style=style)
     if task in ("chain", "chain_hard"):
-        steps = tuple(cfg.chain.steps if task == "chain" else cfg.chain.hard)
-        return chain.generate(cfg.seed, count or cfg.chain.problems, steps, split, style=_chain_style(cfg))
-    numbers = tuple(cfg.countdown.numbers) if task == "countdown" else cfg.countdown.hard
-    backtrack = cfg.countdown.backtrack if _name(cfg) == "backtrack" else 0.0
-    return countdown.generate(cfg.seed, count or cfg.countdown.problems, numbers, split, backtrack=backtrack)
+        hard = task == "chain_hard"
+        steps = tuple(cfg.chain.hard if hard else cfg.chain.steps)
+        return chain.generate(cfg.seed, count or cfg.chain.problems, steps, split, style=style, invertible=hard)
+    if task == "countdown_hard":
+        return countdown.generate(cfg.seed, count or cfg.countdown.problems, cfg.countdown.hard, split)
+    own = cfg.countdown
+    backtrack = own.backtrack if _name(cfg) == "backtrack" else 0.0
+    return countdown.generate(
+        cfg.seed, count or own.problems, tuple(own.numbers), split, backtrack=backtrack, astray=own.astray
+    )
 
 
 def train(cfg: DictConfig) -> None:
@@ -90,21 +96,23 @@ def train(cfg: DictConfig) -> None:
     ]
     folder = checkpoint_folder(cfg.checkpoints, cfg.stage, [cfg.stage, _plain(OmegaConf.masked_copy(cfg, keys))])
     watch = _Watch(cfg, model, words, folder)
-    state = fit(model, _mixture(cfg, words), config, checkpoints=folder, after_step=watch, title=cfg.stage)
+    state = fit(model, _mixture(cfg, words, watch), config, checkpoints=folder, after_step=watch, title=cfg.stage)
     out = Path(cfg.out)
     metrics: dict[str, Any] = {"parameters": count_parameters(model), "steps": state.step, "tokens": state.tokens}
+    if _name(cfg) in cfg.sizes:
+        metrics["chains learned at step"] = watch.learned_at
     save_model(model.cpu(), out / "final")
     for kept in watch.kept:
         shutil.copytree(kept.folder, out / kept.name)
         # Measured again: the accuracy that made these weights the nearest is a biased one.
         task, measure = watch.tests[kept.name]
-        test = problems(cfg, task, "warmup", 3 * cfg.watch.problems)[cfg.watch.problems :]
+        test = problems(cfg, task, "warmup", 2 * cfg.watch.problems)[cfg.watch.problems :]
         again = accuracy(load_model(out / kept.name), words, test, do_sample=measure == "sampled")
         inside = kept.wanted[0] <= again <= kept.wanted[1]
         metrics[kept.name] = {"step": kept.step, measure: again, "range": kept.wanted, "inside": inside}
-    for path in sorted(p for p in out.iterdir() if p.is_dir()):
-        words.save_pretrained(path)
-        metrics.setdefault(path.name, {})["accuracy"] = accuracies(cfg, load_model(path), words)
+    metrics["final"] = {"accuracy": accuracies(cfg, load_model(out / "final"), words)}
+    for path in (out / "final", *(kept.folder for kept in watch.kept)):
+        words.save_pretrained(out / path.name)
     print(json.dumps(metrics), flush=True)
     (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     hard = {"chain": list(cfg.chain.hard), "countdown": cfg.countdown.hard}
@@ -163,7 +171,10 @@ class _Kept:
 
 
 class _Watch:
-    """Called after each training step: measures accuracies at times and offers the weights to those that keep them."""
+    """Called after each training step: measures accuracies at times and offers the weights to those that keep them.
+
+    learned_at: the step at which chains were first solved as often as cfg.rows.learned asks; None until then.
+    """
 
     def __init__(self, cfg: DictConfig, model: PreTrainedModel, words: PreTrainedTokenizerFast, folder: Path) -> None:
         self.settings, self.model, self.words = cfg.watch, model, words
@@ -175,6 +186,8 @@ class _Watch:
             task: problems(cfg, task, "warmup", cfg.watch.problems) for task, _ in set(self.tests.values())
         }
         self.passed = dict.fromkeys(self.tests.values(), 0)  # times in a row that all ranges lay below
+        self.needed, self.record = cfg.rows.learned, folder / "learned.json"
+        self.learned_at: int | None = json.loads(self.record.read_text()) if self.record.exists() else None
 
     def __call__(self, step: int) -> None:
         if step < self.first or step % self.settings.every:
@@ -189,26 +202,30 @@ class _Watch:
             for kept in wanting:
                 kept.offer(self.model, found, step)
             self.passed[test] = self.passed[test] + 1 if found > max(kept.wanted[1] for kept in wanting) else 0
+            if task == "chain_hard" and self.learned_at is None and found >= self.needed:
+                self.learned_at = step
+                self.record.write_text(str(step))
         self.model.train()
 
 
-def _mixture(cfg: DictConfig, words: PreTrainedTokenizerFast) -> Batches:
-    """step -> a batch of each task. Once a size has learned chains, most rows are countdown, which is harder."""
+def _mixture(cfg: DictConfig, words: PreTrainedTokenizerFast, watch: _Watch) -> Batches:
+    """step -> a batch of each task. Once a size has learned chains, most rows are countdown, which is harder. When that
+    is differs by hundreds of steps between seeds, since a model suddenly finds the running value."""
     from common.training import data
 
-    def rows_of(shares: dict[str, int]) -> Batches:
-        return data.mixture(*(data.bucketed(examples[t], rows, seed=cfg.seed) for t, rows in shares.items()))
-
     if _name(cfg) in cfg.sizes:
-        first, then, switch = dict(cfg.rows.first), dict(cfg.rows.then), cfg.rows.switch[_name(cfg)]
+        first, then = dict(cfg.rows.first), dict(cfg.rows.then)
     else:
         first = {"style_chain": cfg.rows.style_chain}
         if _name(cfg) == "backtrack":
-            first["countdown"] = cfg.rows.first.countdown
-        then, switch = first, 0
+            first["countdown"] = cfg.rows.backtrack
+        then = first
     examples = {task: _examples(words, problems(cfg, task, "train")) for task in first}
-    early, late = rows_of(first), rows_of(then)
-    return lambda step: early(step) if step < switch else late(step)
+    early, late = (
+        data.mixture(*(data.bucketed(examples[t], rows, seed=cfg.seed) for t, rows in shares.items()))
+        for shares in (first, then)
+    )
+    return lambda step: late(step) if watch.learned_at is not None and step >= watch.learned_at else early(step)
 
 
 def _examples(words: PreTrainedTokenizerFast, of: list[Problem]) -> list[Example]:

@@ -21,8 +21,12 @@ from common.reasoners import policies
 
 if TYPE_CHECKING:
     import pandas as pd
+    from numpy.typing import ArrayLike
     from omegaconf import DictConfig
     from transformers import PreTrainedModel
+
+    from common.tasks.problem import Problem
+    from common.training.data import Batches
 
 ROWS = 512  # sequences in one batch of rollouts
 TASKS = {"chain": "chain_hard", "countdown": "countdown"}  # task -> the kept weights of the base reasoner
@@ -33,22 +37,19 @@ def rollout_labels(cfg: DictConfig, split: str, counts: dict[str, int], prefixes
     its answer. prefixes: if not 0, only so many of each answer, with the mean over `rollouts` further completions."""
     import pandas as pd
 
-    from common.models.hub import load_model
-
-    frames = []
-    for task, kept in TASKS.items():
-        if counts[task]:
-            model = load_model(Path(cfg.reasoners) / "reasoner_base" / kept)
-            hard = "chain_hard" if task == "chain" else "countdown_hard"
-            frames.append(_label(cfg, model, policies.problems(cfg, hard, split, counts[task]), task, prefixes))
+    frames = [
+        _label(cfg, policies.problems(cfg, f"{task}_hard", split, counts[task]), task, prefixes)
+        for task in TASKS if counts[task]
+    ]  # fmt: skip
     return pd.concat(frames, ignore_index=True)
 
 
-def _label(cfg: DictConfig, model: PreTrainedModel, problems: list, task: str, prefixes: int) -> pd.DataFrame:
+def _label(cfg: DictConfig, problems: list[Problem], task: str, prefixes: int) -> pd.DataFrame:
     import pandas as pd
 
-    from common.generation.sampler import generate
+    from common.generation.vllm import backend
 
+    generate = backend(cfg.backend, Path(cfg.reasoners) / "reasoner_base" / TASKS[task], device=cfg.device)
     words, own = policies.tokenizer(), cfg.rewards
     end = words.convert_tokens_to_ids(policies.ANSWER_END)
     limit, random = policies.LONGEST_ANSWER[task], np.random.default_rng([cfg.seed, len(problems)])
@@ -59,7 +60,7 @@ def _label(cfg: DictConfig, model: PreTrainedModel, problems: list, task: str, p
         for start in range(0, len(texts), ROWS):
             part = texts[start : start + ROWS]
             out = generate(
-                model, words(part)["input_ids"], limit, do_sample=True, temperature=own.temperature, seed=cfg.seed,
+                words(part)["input_ids"], limit, do_sample=True, temperature=own.temperature, seed=cfg.seed,
                 stop_tokens=[end], streams=range(stream + start, stream + start + len(part)),
             )  # fmt: skip
             ended += words.batch_decode(out.tokens)
@@ -87,45 +88,89 @@ def _label(cfg: DictConfig, model: PreTrainedModel, problems: list, task: str, p
     return pd.DataFrame(rows + open_rows).sort_values(["problem", "step"], ignore_index=True)
 
 
+def encode(labels: pd.DataFrame) -> tuple[list[list[int]], np.ndarray, np.ndarray]:
+    """Token ids of each answer with its prompt; of each labelled prefix its answer and the place of its last token, two
+    times int64 [prefixes]."""
+    words = policies.tokenizer()
+    ends = [words.convert_tokens_to_ids(end) for end in policies.STEP_ENDS]
+    groups = labels.groupby(["task", "problem"], sort=True)
+    answers = groups[["prompt", "answer"]].first()
+    prompts, texts = (words(list(answers[column]))["input_ids"] for column in ("prompt", "answer"))
+    ids = [[*prompt, *text] for prompt, text in zip(prompts, texts, strict=True)]
+    row = groups.ngroup().to_numpy()
+    places = [
+        [*(len(prompt) + np.flatnonzero(np.isin(text[:-1], ends))), len(prompt) + len(text) - 1]
+        for prompt, text in zip(prompts, texts, strict=True)
+    ]
+    place = np.array([places[r][step - 1] for r, step in zip(row, labels["step"], strict=True)])
+    return ids, row, place
+
+
 def fit(cfg: DictConfig, labels: pd.DataFrame, *, outcome: bool = False, name: str = "prm") -> PreTrainedModel:
     """A reward model trained on labelled prefixes (outcome: on finished answers alone)."""
     from common.models.hub import load_model
-    from common.models.reward import labelled_batches, reward_model, step_loss
+    from common.models.reward import reward_model, step_loss
     from common.training.checkpoint import checkpoint_folder
     from common.training.loop import TrainConfig, train
 
-    words, own = policies.tokenizer(), cfg.rewards
+    own = cfg.rewards
     used = labels[labels["finished"]] if outcome else labels
-    answers: dict[tuple[str, int], tuple[list[int], dict[int, float]]] = {}
-    columns = (words(list(used[column]))["input_ids"] for column in ("prompt", "answer", "text"))
-    for task, problem, rate, prompt, answer, text in zip(
-        used["task"], used["problem"], used["rate"], *columns, strict=True
-    ):
-        _, labelled = answers.setdefault((task, problem), ([*prompt, *answer], {}))
-        labelled[len(prompt) + len(text) - 1] = rate
-    rows = [answers[key] for key in sorted(answers)]
-    model = reward_model(load_model(Path(cfg.reasoners) / "reasoner_base" / "final", attention="eager"), seed=cfg.seed)
+    ids, row, place = encode(used)
+    rates: list[dict[int, float]] = [{} for _ in ids]
+    for r, at, rate in zip(row.tolist(), place.tolist(), used["rate"], strict=True):
+        rates[r][at] = rate
+    rows = list(zip(ids, rates, strict=True))
+    policy = load_model(Path(cfg.reasoners) / "reasoner_base" / "final", attention="eager").to(cfg.device)
+    model = reward_model(policy, seed=cfg.seed)
     steps = own.outcome_steps if outcome else own.steps
     config = TrainConfig(
         steps=steps, learning_rate=own.learning_rate, warmup_steps=steps // 10, seed=cfg.seed, weight_decay=0.05
     )
     folder = checkpoint_folder(cfg.checkpoints, name, [policies._plain(own), cfg.seed, labels["rate"].sum()])
-    train(model, labelled_batches(rows, min(own.rows, len(rows)), seed=cfg.seed), config, loss=step_loss,
-          checkpoints=folder, title=name)  # fmt: skip
+    train(model, _balanced(cfg, rows, round(own.balanced * steps)), config, loss=step_loss, checkpoints=folder,
+          title=name)  # fmt: skip
     return model
 
 
-def predict(model: PreTrainedModel, labels: pd.DataFrame) -> np.ndarray:
-    """Scores in (0, 1) of labelled prefixes, by reading each of them whole."""
-    from common.generation.steps import State
-    from common.search.score import RewardModel
+def _balanced(cfg: DictConfig, rows: list[tuple[list[int], dict[int, float]]], until: int) -> Batches:
+    """step -> batches: before step `until` as many answers that end right as others, then answers as they were drawn.
 
-    words = policies.tokenizer()
-    prompts = words(list(labels["prompt"]))["input_ids"]
-    texts = words(list(labels["text"]))["input_ids"]
-    states = [State(i, tuple(text), (len(text),)) for i, text in enumerate(texts)]
-    score = RewardModel(model, prompts)
-    return np.concatenate([score(states[i : i + 512]) for i in range(0, len(states), 512)])
+    Right answers are few, and what sets them apart is learned far sooner where they are half; the last steps bring the
+    scores back to success rates.
+    """
+    from common.models.reward import labelled_batches
+
+    def source(some: list[tuple[list[int], dict[int, float]]], size: int) -> Batches:
+        return labelled_batches(some, min(size, len(some)), seed=cfg.seed)
+
+    half = cfg.rewards.rows // 2
+    right, wrong = ([r for r in rows if (r[1][max(r[1])] > 0.5) == is_right] for is_right in (True, False))
+    drawn = source(rows, cfg.rewards.rows)
+    if not right or not wrong:
+        return drawn
+    first, second = source(right, half), source(wrong, half)
+    return lambda step: [*first(step), *second(step)] if step < until else drawn(step)
+
+
+def predict(model: PreTrainedModel, labels: pd.DataFrame) -> np.ndarray:
+    """Scores in (0, 1) of labelled prefixes, float64 [prefixes]; each answer is read once."""
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+
+    ids, row, place = encode(labels)
+    scores = np.empty(len(labels))
+    by_length = np.argsort([len(answer) for answer in ids], kind="stable")
+    for start in range(0, len(ids), ROWS):
+        batch = by_length[start : start + ROWS]
+        inside = np.flatnonzero(np.isin(row, batch))
+        where = np.empty(len(ids), dtype=int)
+        where[batch] = np.arange(len(batch))
+        padded = pad_sequence([torch.tensor(ids[i]) for i in batch], batch_first=True).to(model.device)
+        with torch.inference_mode():
+            hidden = model.base_model(padded, use_cache=False).last_hidden_state
+            logits = model.score(hidden[where[row[inside]], place[inside]])[:, 0]
+        scores[inside] = logits.double().sigmoid().cpu().numpy()
+    return scores
 
 
 def quality(labels: pd.DataFrame, scores: np.ndarray, bins: int = 10) -> tuple[dict[str, float], pd.DataFrame]:
@@ -155,26 +200,26 @@ def ranking(cfg: DictConfig, model: PreTrainedModel) -> dict[str, float]:
     AUROC over all answers is flattered by problems that differ in difficulty; a search compares within a problem.
     Several answers of the policy to each of the held-out problems, which the training did not see.
     """
-    import pandas as pd
-
-    from common.models.hub import load_model
-
     shares = {}
-    for task, kept in TASKS.items():
-        policy = load_model(Path(cfg.reasoners) / "reasoner_base" / kept)
-        hard = "chain_hard" if task == "chain" else "countdown_hard"
-        problems = policies.problems(cfg, hard, "warmup", cfg.rewards.held_out[task])
-        answers = _label(cfg, policy, problems * cfg.rewards.answers, task, 0)
+    for task in TASKS:
+        problems = policies.problems(cfg, f"{task}_hard", "warmup", cfg.rewards.held_out[task])
+        answers = _label(cfg, problems * cfg.rewards.answers, task, 0)
         answers = answers[answers["finished"]]
-        frame = pd.DataFrame({"score": predict(model, answers), "right": answers["rate"].to_numpy() > 0.5})
-        frame["problem"] = (answers["problem"] % len(problems)).to_numpy()
-        ordered = total = 0.0
-        for _, group in frame.groupby("problem"):
-            right, wrong = group["score"][group["right"]].to_numpy(), group["score"][~group["right"]].to_numpy()
-            above = np.sign(right[:, None] - wrong[None, :])
-            ordered, total = ordered + float((above + 1).sum()) / 2, total + above.size
-        shares[f"{task} auroc within a problem"] = ordered / total if total else float("nan")
+        of = answers["problem"].to_numpy() % len(problems)
+        shares[f"{task} auroc within a problem"] = auroc_within(of, answers["rate"] > 0.5, predict(model, answers))
     return shares
+
+
+def auroc_within(problems: ArrayLike, right: ArrayLike, scores: ArrayLike) -> float:
+    """Of all pairs of a right and a wrong answer to one problem, the share in which the right one has the higher score;
+    ties count half. NaN without such a pair. All [answers]."""
+    of, good, score = np.asarray(problems), np.asarray(right, dtype=bool), np.asarray(scores, dtype=float)
+    ordered = total = 0.0
+    for problem in np.unique(of):
+        mine = of == problem
+        above = np.sign(score[mine & good][:, None] - score[mine & ~good][None, :])
+        ordered, total = ordered + float((above + 1).sum()) / 2, total + above.size
+    return ordered / total if total else float("nan")
 
 
 def train_prm(cfg: DictConfig) -> None:

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.generation.ledger import Ledger
-from common.generation.steps import State, StepSampler
+from common.generation.steps import State, StepSampler, needs_transformers
 from common.reasoners import policies
 from common.search.core import Propose, Score, SearchResult
 from common.search.judge import StepJudge
 from common.search.score import RewardModel
-from common.tasks import chain, countdown
-from common.tasks.registry import Task, task
+from common.tasks.registry import PROGRAMS, Task, task
+from common.tasks.sandbox import check_allowed
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -23,12 +23,14 @@ if TYPE_CHECKING:
 
     from common.tasks.problem import Problem
 
-STEP_LIMITS = {"chain": (12, 24), "countdown": (16, 12), "math500": (1024, 40)}  # tokens of a step, steps of an answer
+# Tokens of a step, steps of an answer. A program is one step: it may hold blank lines, and no part of it can be judged.
+STEP_LIMITS = {"chain": (12, 24), "countdown": (16, 12), "math500": (1024, 40), "humaneval": (1024, 1)}
 TASKS = tuple(STEP_LIMITS)
 # What a chat model of the hub is told.
 STEP_BY_STEP = (
     "Solve the problem step by step. Put a blank line after every step. End with the final answer in \\boxed{}."
 )
+AS_PROGRAM = "Complete the Python function. Answer with the whole function in one block of code."
 ROWS = (
     256  # partial answers in one batch: on one core 2.1 times as fast as 1024, whose caches are new memory at each fork
 )
@@ -165,24 +167,26 @@ def load(
     name: one of TASKS. size: small, base or large. weights: what was kept of it: final, chain_hard, chain_strong or
     countdown; None is the one of the task. reward: prm, orm or None. split: test; 'warmup' for choices that must not
     look at it. Where the shared stages only recorded checkpoints of the hub (profile=paper), these are loaded.
-    Raises ValueError for an unknown task, or one that the models cannot do.
+    Before it loads a model it raises ValueError for an unknown task, one that the models cannot do, no problems and
+    a back end other than transformers, and CodeExecutionNotAllowed for programs without cfg.allow_code_execution.
     """
     from common.models.hub import load_model
     from common.models.reward import load_reward_model
 
     if name not in TASKS:
         raise ValueError(f"unknown task {name!r}; known: {', '.join(TASKS)}")
+    if count < 1:
+        raise ValueError(f"{name} needs at least 1 problem, not {count}")
+    needs_transformers(cfg.backend, "search")
+    if name in PROGRAMS:
+        check_allowed(cfg.allow_code_execution)
     folder = Path(cfg.reasoners)
     if (folder / f"reasoner_{size}" / "model.json").exists():
         return _from_hub(cfg, name, count, _hub_id(folder / f"reasoner_{size}"), reward and _hub_id(folder / reward))
-    if name == "math500":
-        raise ValueError(f"the models of profile {cfg.profile} cannot do math500; they do chain and countdown")
-    hard = json.loads((folder / f"reasoner_{size}" / "hard.json").read_text())[name]
-    make = {
-        "chain": lambda: chain.generate(cfg.seed, count, tuple(hard), split, style="concise"),
-        "countdown": lambda: countdown.generate(cfg.seed, count, hard, split),
-    }
-    problems, words = make[name](), policies.tokenizer()
+    if name not in policies.VERIFY:
+        known = " and ".join(policies.VERIFY)
+        raise ValueError(f"the models of profile {cfg.profile} cannot do {name}; they do {known}")
+    problems, words = _hard_problems(cfg, name, count, size, split), policies.tokenizer()
     prompts = words([problem.prompt for problem in problems])["input_ids"]
     weights = weights or {"chain": "chain_hard", "countdown": "countdown"}[name]
     policy = load_model(folder / f"reasoner_{size}" / weights).to(cfg.device)
@@ -194,32 +198,42 @@ def load(
     )  # fmt: skip
 
 
+def _hard_problems(cfg: DictConfig, name: str, count: int, size: str, split: str) -> list[Problem]:
+    """The problems that the policy was judged on, by the settings that its stage recorded (a paper's have no such)."""
+    from omegaconf import OmegaConf
+
+    stage = f"reasoner_{size}"
+    hard = json.loads((Path(cfg.reasoners) / stage / "hard.json").read_text())
+    settings = {"seed": cfg.seed, "stage": stage, "styles": {}} | {task: {"hard": hard[task]} for task in hard}
+    return policies.problems(OmegaConf.create(settings), f"{name}_hard", split, count)
+
+
 def _hub_id(folder: Path) -> str:
     return json.loads((folder / "model.json").read_text())["hub_id"]
 
 
 def _from_hub(cfg: DictConfig, name: str, count: int, policy_id: str, reward_id: str | None) -> Workbench:
-    """A chat model that solves a benchmark's problems, in steps that end with a blank line, and another as judge."""
+    """A chat model that solves a benchmark's problems, in steps that end with a blank line (a program is one step), and
+    another as judge."""
     import torch
 
     from common.models.hub import load_model, load_tokenizer
 
     dtype = torch.bfloat16 if str(cfg.device).startswith("cuda") else torch.float32
-    rules = task(name, data_root=cfg.data_root, network=cfg.network)
+    rules = task(name, data_root=cfg.data_root, network=cfg.network, allow_code_execution=cfg.allow_code_execution)
     problems = rules.generate(cfg.seed, count)
     words = load_tokenizer(policy_id, network=cfg.network)
     policy = load_model(policy_id, dtype=dtype, network=cfg.network).to(cfg.device)
+    told = AS_PROGRAM if name in PROGRAMS else STEP_BY_STEP
     prompts = [
         words.apply_chat_template(
-            [{"role": "system", "content": STEP_BY_STEP}, {"role": "user", "content": problem.prompt}],
+            [{"role": "system", "content": told}, {"role": "user", "content": problem.prompt}],
             add_generation_prompt=True, return_dict=False,
         )
         for problem in problems
     ]  # fmt: skip
     ends = policy.generation_config.eos_token_id
-    step_ends = [i for i, text in enumerate(words.batch_decode([[i] for i in range(len(words))])) if "\n\n" in text]
-    if not step_ends:
-        raise ValueError(f"the tokenizer of {policy_id} has no token with a blank line, so steps cannot be told apart")
+    step_ends = [] if name in PROGRAMS else _blank_lines(words, policy_id)
     judge = None
     if reward_id:
         model = load_model(reward_id, dtype=dtype, network=cfg.network).to(cfg.device)
@@ -231,6 +245,14 @@ def _from_hub(cfg: DictConfig, name: str, count: int, policy_id: str, reward_id:
     return Workbench(
         name, rules, problems, policy, words, prompts, step_ends, [ends] if isinstance(ends, int) else list(ends), judge
     )
+
+
+def _blank_lines(words: PreTrainedTokenizerFast, policy_id: str) -> list[int]:
+    """Ids of the tokens that hold a blank line."""
+    ids = [i for i, text in enumerate(words.batch_decode([[i] for i in range(len(words))])) if "\n\n" in text]
+    if not ids:
+        raise ValueError(f"the tokenizer of {policy_id} has no token with a blank line, so steps cannot be told apart")
+    return ids
 
 
 def gate(cfg: DictConfig, size: str, weights: str) -> str | None:

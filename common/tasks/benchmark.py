@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -20,10 +20,18 @@ def rows(name: str, root: str | Path | None, network: bool) -> list[dict[str, An
     return [json.loads(line) for line in text.splitlines() if line.strip()]
 
 
-def check_split(split: str, known: Sequence[str]) -> None:
-    """Raises ValueError for a split that the data do not have."""
-    if split not in known:
-        raise ValueError(f"unknown split {split!r}; known: {', '.join(known)}")
+def problems_of(
+    name: str,
+    make: Callable[[dict[str, Any]], Problem],
+    split: str,
+    splits: Sequence[str],
+    root: str | Path | None,
+    network: bool,
+) -> list[Problem]:
+    """The problems that `make` makes of a file's rows. Raises ValueError for a split that the data do not have."""
+    if split not in splits:
+        raise ValueError(f"unknown split {split!r}; known: {', '.join(splits)}")
+    return [make(row) for row in rows(name, root, network)]
 
 
 def choose(

@@ -10,6 +10,7 @@ labels keep its place in the prompt when segments vary in length. `$` ends the a
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from random import Random
 
@@ -18,6 +19,7 @@ from common.tasks.problem import Problem, distinct_problems
 MAX_STEPS = 20
 LABELS = "ABCDEFGHIJKLMNOPQRST"
 END, THINK_END, CHECK, FILLER = "$", "#", "?", "~~"
+FACTORS, INVERTIBLE = range(1, 10), (1, 3, 7, 9)  # the invertible ones share no divisor with 10
 
 
 @dataclass(frozen=True)
@@ -26,12 +28,14 @@ class Style:
 
     strides: chance of a segment that covers 1, 2 or 3 operations and writes only the last value ("A+4B*2=4"). verify:
     chance of checking a value by writing it again ("A+4=7?=7"). wrong: chance that the value is wrong at first; the
-    check that then always follows corrects it. padding: chance of a filler that says nothing. direct: no trace at all.
+    check that then always follows corrects it. recheck: the last value is always checked. padding: chance of a filler
+    that says nothing. direct: no trace at all.
     """
 
     strides: tuple[float, float, float] = (1.0, 0.0, 0.0)
     verify: float = 0.0
     wrong: float = 0.0
+    recheck: bool = False
     padding: float = 0.0
     direct: bool = False
 
@@ -65,12 +69,15 @@ def generate(
     *,
     style: str | Style | None = None,
     operators: str = "+-*",
+    invertible: bool = False,
 ) -> list[Problem]:
     """n different chains of one split. difficulty: the number of operations, or a range (both ends in).
 
     style: None is the plain grammar, a name of STYLES or a Style the labelled one. operators: drawn from evenly, so
-    that "***+-" is heavy on multiplication. Raises ValueError for a difficulty outside 1..20, an unknown style or
-    operator, and where a split has fewer than n problems.
+    that "***+-" is heavy on multiplication. invertible: only the factors 1, 3, 7 and 9; products with others make
+    different values equal, so that a quarter of long chains with a wrong step still end right, by luck.
+    Raises ValueError for a difficulty outside 1..20, an unknown style or operator, and where a split has fewer than n
+    problems.
     """
     low, high = (difficulty, difficulty) if isinstance(difficulty, int) else difficulty
     if not 1 <= low <= high <= MAX_STEPS:
@@ -81,14 +88,19 @@ def generate(
         if style not in STYLES:
             raise ValueError(f"unknown style {style!r}; known: {', '.join(STYLES)}")
         style = STYLES[style]
-    return distinct_problems(lambda random: _draw(random, random.randint(low, high), style, operators), seed, n, split)
+    factors = INVERTIBLE if invertible else FACTORS
+    return distinct_problems(
+        lambda random: _draw(random, random.randint(low, high), style, operators, factors), seed, n, split
+    )
 
 
-def _draw(random: Random, steps: int, style: Style | None, operators: str) -> Problem:
+def _draw(random: Random, steps: int, style: Style | None, operators: str, factors: Sequence[int] = FACTORS) -> Problem:
     start = value = random.randint(0, 9)
     operations, values = [], []
     for _ in range(steps):
         operator, operand = random.choice(operators), random.randint(1, 9)
+        while operator == "*" and operand not in factors:
+            operand = random.randint(1, 9)
         value = apply(value, operator, operand)
         operations.append(f"{operator}{operand}")
         values.append(value)
@@ -110,7 +122,8 @@ def _trace(random: Random, labelled: list[str], values: list[int], style: Style)
         if random.random() < style.wrong:
             segment += f"{(value + random.randint(1, 9)) % 10}{CHECK}={value}"
         else:
-            segment += f"{value}{CHECK}={value}" if random.random() < style.verify else f"{value}"
+            last = style.recheck and done == len(labelled)
+            segment += f"{value}{CHECK}={value}" if random.random() < style.verify or last else f"{value}"
         segments.append(segment + (FILLER if random.random() < style.padding else ""))
     return ",".join(segments) + f",{THINK_END}{values[-1]}{END}"
 

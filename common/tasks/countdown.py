@@ -21,40 +21,60 @@ END, BACK = "$", "x"
 
 
 def generate(
-    seed: int, n: int, difficulty: int | tuple[int, int] = (3, 4), split: str = "train", *, backtrack: float = 0.0
+    seed: int,
+    n: int,
+    difficulty: int | tuple[int, int] = (3, 4),
+    split: str = "train",
+    *,
+    backtrack: float = 0.0,
+    astray: float = 0.0,
 ) -> list[Problem]:
     """n different solvable problems of one split. difficulty: how many numbers, 2 to 5, or a range (both ends in).
 
-    backtrack: share of the solution's steps before which a wrong step is shown and taken back.
+    backtrack: share of the solution's steps before which a wrong step is shown and taken back. astray: share of the
+    problems whose answer is valid steps to another value than the target, as a searcher's are that has not found it: a
+    model that only sees solutions learns to write the target after a last operation that does not give it.
     Raises ValueError for a difficulty or share out of range.
     """
     low, high = (difficulty, difficulty) if isinstance(difficulty, int) else difficulty
     if not NUMBERS[0] <= low <= high <= NUMBERS[1]:
         raise ValueError(f"difficulty must lie in {NUMBERS[0]}..{NUMBERS[1]}, not {difficulty}")
-    if not 0 <= backtrack <= 1:
-        raise ValueError(f"backtrack is a share of steps in [0, 1], not {backtrack}")
-    return distinct_problems(lambda random: _draw(random, random.randint(low, high), backtrack), seed, n, split)
+    for name, share in (("backtrack", backtrack), ("astray", astray)):
+        if not 0 <= share <= 1:
+            raise ValueError(f"{name} is a share in [0, 1], not {share}")
+    return distinct_problems(lambda random: _draw(random, random.randint(low, high), backtrack, astray), seed, n, split)
 
 
-def _draw(random: Random, count: int, backtrack: float) -> Problem:
+def _draw(random: Random, count: int, backtrack: float, astray: float = 0.0) -> Problem:
     while True:
         numbers = [random.randint(1, LARGEST_NUMBER) for _ in range(count)]
-        hand = list(numbers)
-        steps: list[str] = []
-        while len(hand) > 1:
-            options = list(moves(hand))
-            if not options:
-                break
-            if steps and random.random() < backtrack and len(options) > 1:
-                wrong = random.choice(options)
-                steps += [write(*wrong), BACK]
-            a, operator, b, value, rest = random.choice(options)
-            steps.append(write(a, operator, b, value, rest))
-            hand = rest
-        if len(hand) == 1 and hand[0] > 0:
+        steps, value = _walk(random, numbers, backtrack)
+        target = value
+        if astray and random.random() < astray:
+            target = _walk(random, numbers, 0.0)[1]
+            if target == value:
+                continue
+        if min(value, target) > 0:
             break
-    prompt = f"{' '.join(map(str, numbers))}>{hand[0]}="
-    return Problem("countdown", "", prompt, ",".join(steps) + END, str(hand[0]), count)
+    prompt = f"{' '.join(map(str, numbers))}>{target}="
+    return Problem("countdown", "", prompt, ",".join(steps) + END, str(target), count)
+
+
+def _walk(random: Random, numbers: list[int], backtrack: float) -> tuple[list[str], int]:
+    """Random valid steps until one number is left, and that number; 0 where no step is possible before."""
+    hand = list(numbers)
+    steps: list[str] = []
+    while len(hand) > 1:
+        options = list(moves(hand))
+        if not options:
+            return steps, 0
+        if steps and random.random() < backtrack and len(options) > 1:
+            wrong = random.choice(options)
+            steps += [write(*wrong), BACK]
+        a, operator, b, value, rest = random.choice(options)
+        steps.append(write(a, operator, b, value, rest))
+        hand = rest
+    return steps, hand[0]
 
 
 def moves(hand: list[int]) -> Iterator[tuple[int, str, int, int, list[int]]]:

@@ -5,10 +5,11 @@ The gold text is the published one: a line a step, with calculator annotations (
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from common.tasks import answers
-from common.tasks.benchmark import check_split, choose, rows
+from common.tasks.benchmark import choose, problems_of
 from common.tasks.problem import Problem, split_of
 
 SPLITS = ("train", "warmup", "test")
@@ -31,10 +32,8 @@ def generate(
     'test' is the published test file; a tenth of the train file, by a hash of the question, is 'warmup'.
     Raises MissingSource where the files are not, ValueError for another split, difficulty or n.
     """
-    check_split(split, SPLITS)
-    found = [
-        _problem(row, split) for row in rows(f"gsm8k/{'test' if split == 'test' else 'train'}.jsonl", root, network)
-    ]
+    file = f"gsm8k/{'test' if split == 'test' else 'train'}.jsonl"
+    found = problems_of(file, partial(_problem, split=split), split, SPLITS, root, network)
     if split != "test":
         found = [problem for problem in found if (split_of(problem.prompt) == "warmup") == (split == "warmup")]
     return choose(found, seed, n, difficulty)

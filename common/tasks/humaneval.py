@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from common.tasks.benchmark import check_split, choose, rows
+from common.tasks.benchmark import choose, problems_of
 from common.tasks.problem import Problem
 from common.tasks.sandbox import Limits, Outcome, run_program
 
@@ -31,8 +31,8 @@ def generate(
 
     Raises MissingSource where the file is not, ValueError for another split, difficulty or n.
     """
-    check_split(split, SPLITS)
-    return choose([_problem(row) for row in rows("humaneval/HumanEval.jsonl.gz", root, network)], seed, n, difficulty)
+    found = problems_of("humaneval/HumanEval.jsonl.gz", _problem, split, SPLITS, root, network)
+    return choose(found, seed, n, difficulty)
 
 
 def _problem(row: dict[str, str]) -> Problem:

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from common.tasks import answers
-from common.tasks.benchmark import check_split, choose, rows
+from common.tasks.benchmark import choose, problems_of
 from common.tasks.problem import Problem
 
 SPLITS = ("test",)
@@ -25,8 +25,7 @@ def generate(
 
     Raises MissingSource where the file is not, ValueError for another split, difficulty or n.
     """
-    check_split(split, SPLITS)
-    return choose([_problem(row) for row in rows("math500/test.jsonl", root, network)], seed, n, difficulty)
+    return choose(problems_of("math500/test.jsonl", _problem, split, SPLITS, root, network), seed, n, difficulty)
 
 
 def _problem(row: dict) -> Problem:

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from common.tasks.problem import SPLITS, Problem
+
+PROGRAMS = ("humaneval",)  # tasks whose answers are programs that `verify` runs
 
 
 @dataclass(frozen=True)
@@ -60,18 +63,20 @@ def task(
 def _chain(access: _Access) -> Task:
     from common.tasks import chain
 
-    return Task(
-        "chain", chain.generate, (1, chain.MAX_STEPS), tuple(SPLITS), chain.verify, chain.verify_step,
-        lambda problem, text: chain.result_of(text), partial(re.findall, r"[^,]*,|[^,]+"),
-    )  # fmt: skip
+    return _by_commas("chain", chain, (1, chain.MAX_STEPS))
 
 
 def _countdown(access: _Access) -> Task:
     from common.tasks import countdown
 
+    return _by_commas("countdown", countdown, countdown.NUMBERS)
+
+
+def _by_commas(name: str, module: Any, difficulty: tuple[int, int]) -> Task:
+    """A task of a generator whose answers are steps that end with commas."""
     return Task(
-        "countdown", countdown.generate, countdown.NUMBERS, tuple(SPLITS), countdown.verify, countdown.verify_step,
-        lambda problem, text: countdown.result_of(text), partial(re.findall, r"[^,]*,|[^,]+"),
+        name, module.generate, difficulty, tuple(SPLITS), module.verify, module.verify_step,
+        lambda problem, text: module.result_of(text), partial(re.findall, r"[^,]*,|[^,]+"),
     )  # fmt: skip
 
 
@@ -96,31 +101,31 @@ def _multihop(access: _Access) -> Task:
 def _gsm8k(access: _Access) -> Task:
     from common.tasks import gsm8k
 
-    generate = partial(gsm8k.generate, root=access.data_root, network=access.network)
-    return Task(
-        "gsm8k", generate, (2, 11), gsm8k.SPLITS, gsm8k.verify, None,
-        lambda problem, text: gsm8k.canonical(text), gsm8k.steps,
-    )  # fmt: skip
+    return _from_file("gsm8k", gsm8k, (2, 11), access)
 
 
 def _math500(access: _Access) -> Task:
     from common.tasks import math500
 
-    generate = partial(math500.generate, root=access.data_root, network=access.network)
-    return Task(
-        "math500", generate, (1, 5), math500.SPLITS, math500.verify, None,
-        lambda problem, text: math500.canonical(text), math500.steps,
-    )  # fmt: skip
+    return _from_file("math500", math500, (1, 5), access)
 
 
 def _humaneval(access: _Access) -> Task:
     from common.tasks import humaneval
 
-    generate = partial(humaneval.generate, root=access.data_root, network=access.network)
-    verify = partial(humaneval.verify, allow_code_execution=access.allow_code_execution)
+    own = _from_file("humaneval", humaneval, (0, 0), access)
+    return replace(
+        own, verify=partial(humaneval.verify, allow_code_execution=access.allow_code_execution),
+        result=lambda problem, text: humaneval.result_of(text),
+    )  # fmt: skip
+
+
+def _from_file(name: str, module: Any, difficulty: tuple[int, int], access: _Access) -> Task:
+    """A task whose problems are read from a file."""
+    generate = partial(module.generate, root=access.data_root, network=access.network)
     return Task(
-        "humaneval", generate, (0, 0), humaneval.SPLITS, verify, None,
-        lambda problem, text: humaneval.result_of(text), humaneval.steps,
+        name, generate, difficulty, module.SPLITS, module.verify, None,
+        lambda problem, text: module.canonical(text), module.steps,
     )  # fmt: skip
 
 

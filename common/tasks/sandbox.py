@@ -60,13 +60,18 @@ class Outcome:
     confined: tuple[str, ...] = ()
 
 
+def check_allowed(allow_code_execution: bool) -> None:
+    """Raises CodeExecutionNotAllowed unless allow_code_execution is true; for those who sample programs first."""
+    if allow_code_execution is not True:
+        raise CodeExecutionNotAllowed(REFUSAL)
+
+
 def run_program(program: str, *, allow_code_execution: bool = False, limits: Limits | None = None) -> Outcome:
     """Runs Python source in a confined process, see the module.
 
     Raises CodeExecutionNotAllowed unless allow_code_execution is true; nothing is started then.
     """
-    if allow_code_execution is not True:
-        raise CodeExecutionNotAllowed(REFUSAL)
+    check_allowed(allow_code_execution)
     import secrets
     import tempfile
 

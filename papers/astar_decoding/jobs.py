@@ -109,7 +109,7 @@ def run_job(given: tuple[DictConfig, Job, dict[str, tuple[float, float]]]) -> di
     else:
         rows["costs"] = [head | {"n": job.n} | row for row in _cost_rows(cfg, bench, out, job)]
     if seen:
-        rows["nodes"] = [{"task": job.task} | row for row in seen.rows(cfg, bench, out.best)]
+        rows["nodes"] = [{"task": job.task} | row for row in seen.rows(cfg, bench, out)]
     return rows
 
 
@@ -160,12 +160,16 @@ def _cost_rows(cfg: DictConfig, bench: Workbench, out: Outcome, job: Job) -> Ite
         }  # fmt: skip
         if job.kind == "a_star":
             kept = [step["children"] for step in out.trace[problem]]
-            finished = out.passes[problem] > sum(kept)  # `finish` scores the answer that it completes
             row |= {
                 "expansions": len(kept), "duplicates": k * len(kept) - sum(kept),
-                "ended": "none" if best is None else "finish" if finished else "goal",
+                "ended": "none" if best is None else "finish" if _completed(out, problem) else "goal",
             }  # fmt: skip
         yield row
+
+
+def _completed(out: Outcome, problem: int) -> bool:
+    """Whether the answer was completed when the budget ended: then it was scored beside the children that were kept."""
+    return out.passes[problem] > sum(step["children"] for step in out.trace[problem])
 
 
 def _pool_rows(
@@ -224,14 +228,14 @@ class Visited:
 
         return watched
 
-    def rows(self, cfg: DictConfig, bench: Workbench, best: list[State | None]) -> list[dict[str, Any]]:
+    def rows(self, cfg: DictConfig, bench: Workbench, out: Outcome) -> list[dict[str, Any]]:
         """A row a state that was scored while the queue ran. place: when it was extended (0 is the root), -1 if never.
         tokens: of its step, those of its duplicates included. right: whether the steps so far are right."""
-        chosen = {(state.problem, state.tokens) for state in best if state}
+        chosen = {(state.problem, state.tokens) for state in out.best if state}
         verify, rows = bench.rules.verify_step, []
         for key, state in self.children.items():
-            if len(state.scores) != len(state.ends):
-                continue  # the answer that was completed when the budget ended: its steps were not scored
+            if key in chosen and _completed(out, state.problem):
+                continue  # it was never in the queue
             before = state.tokens[: len(state.tokens) - state.step_tokens]
             *_, f = method.priority(state, cfg.search.step_cost, cfg.search.root_score)
             rows.append(

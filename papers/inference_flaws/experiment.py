@@ -73,9 +73,11 @@ def infer(cfg: DictConfig) -> None:
     import pandas as pd
 
     from common.generation import records
+    from common.generation.steps import needs_transformers
     from common.models.hub import load_model
     from common.tasks import exprs
 
+    needs_transformers(cfg.backend, "sampling from a forked prompt")
     words = _tokenizer()
     tasks = exprs.generate(cfg.seed, cfg.tasks, split="test")
     styled = {style: exprs.generate(cfg.seed, cfg.tasks, split="test", style=style) for style in STYLES}

@@ -111,15 +111,23 @@ def torch_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def load(cfg: DictConfig, name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A shared model, or the checkpoint of the hub that its folder names."""
-    from common.models.hub import load_model, load_tokenizer
-
+def source(cfg: DictConfig, name: str) -> str:
+    """The folder of a shared model, or the checkpoint of the hub that it names."""
     folder = Path(cfg.shared) / name
     record = folder / "model.json"
-    source = json.loads(record.read_text())["hub_id"] if record.exists() else folder
-    model = load_model(source, dtype=getattr(torch, cfg.dtype), network=cfg.network)
-    return model.to(cfg.device), load_tokenizer(source, network=cfg.network)
+    return json.loads(record.read_text())["hub_id"] if record.exists() else str(folder)
+
+
+def load(cfg: DictConfig, name: str) -> PreTrainedModel:
+    from common.models.hub import load_model
+
+    return load_model(source(cfg, name), dtype=getattr(torch, cfg.dtype), network=cfg.network).to(cfg.device)
+
+
+def load_words(cfg: DictConfig, name: str) -> PreTrainedTokenizerBase:
+    from common.models.hub import load_tokenizer
+
+    return load_tokenizer(source(cfg, name), network=cfg.network)
 
 
 def encode(words: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -130,22 +138,28 @@ def encode(words: PreTrainedTokenizerBase, text: str) -> list[int]:
     return list(words.encode(text))
 
 
-def ask(cfg: DictConfig, model: PreTrainedModel, words: PreTrainedTokenizerBase, rows: Rows, test: int) -> list[Task]:
-    """The model's own greedy answers to the prompts of every task, in batches; `test` test prompts a task."""
-    from common.generation.sampler import generate
+def ask(cfg: DictConfig, name: str, words: PreTrainedTokenizerBase, rows: Rows, test: int) -> list[Task]:
+    """The model's own greedy answers to the prompts of every task, in batches; `test` test prompts a task.
 
+    cfg.backend samples them, from the saved weights: they fill tries and are no part of what is compared.
+    """
+    from common.generation.vllm import backend
+
+    generate = backend(
+        cfg.backend, source(cfg, name), device=cfg.device, dtype=getattr(torch, cfg.dtype), network=cfg.network
+    )
     tasks = []
-    for name in cfg.tasks:
+    for task_name in cfg.tasks:
         prompts: dict[str, list[list[int]]] = {"warmup": [], "train": [], "test": []}
         for row in rows:
-            if row["task"] == name:
+            if row["task"] == task_name:
                 prompts[row["split"]].append(encode(words, row["prompt"]))
         prompts["test"] = prompts["test"][:test]
-        task = Task(name, prompts, {}, cfg.new_tokens, words.eos_token_id)
+        task = Task(task_name, prompts, {}, cfg.new_tokens, words.eos_token_id)
         for split, asked in prompts.items():
             task.answers[split] = []
             for start in range(0, len(asked), cfg.batch):
-                out = generate(model, asked[start : start + cfg.batch], cfg.new_tokens, stop_tokens=task.ends)
+                out = generate(asked[start : start + cfg.batch], cfg.new_tokens, stop_tokens=task.ends)
                 task.answers[split] += [tokens.tolist() for tokens in out.tokens]
         tasks.append(task)
     return tasks

@@ -27,26 +27,32 @@ def data(cfg: DictConfig) -> None:
 
 
 def infer(cfg: DictConfig) -> None:
-    """Runs the decoders and writes one parquet file a measurement; see `papers.lookahead.measure` for their columns."""
+    """Runs the decoders and writes one parquet file a measurement; see `papers.lookahead.measure` for their columns.
+
+    records.parquet has the common schema: a row an answer of `side_by_side`, whose arm is "model, decoder".
+    """
     import torch
 
+    from common.generation import records
     from common.models.build import build
     from papers.lookahead import measure
-    from papers.lookahead.decoders import ask, choose_sizes, load, torch_threads, without_collections
+    from papers.lookahead.decoders import ask, choose_sizes, load, load_words, torch_threads, without_collections
 
     lines = (Path(cfg.artifacts) / "data" / "prompts.jsonl").read_text().splitlines()
     prompts = [json.loads(line) for line in lines]
-    written: dict[str, list[dict[str, Any]]] = {name: [] for name in ("runs", "exact", "timing")}
+    written: dict[str, list[dict[str, Any]]] = {name: [] for name in ("runs", "samples", "exact", "timing")}
     main_tasks, main_model = [], None
     with torch_threads(1):  # for every decoder alike; at these sizes a second thread gains nothing
         for number, name in enumerate(cfg.models):
-            model, words = load(cfg, name)
-            tasks = ask(cfg, model, words, prompts, cfg.few_prompts if number else cfg.prompts)
-            sizes = {}
+            words = load_words(cfg, name)
+            tasks = ask(cfg, name, words, prompts, cfg.few_prompts if number else cfg.prompts)
+            model, sizes = load(cfg, name), {}  # after `ask`, whose engine may take most of the memory
             with without_collections():
                 for task in tasks:
                     sizes[task.name] = choose_sizes(cfg, task, cfg.token_cost)
-                    written["runs"] += measure.side_by_side(cfg, name, model, task, sizes[task.name])
+                    runs, samples = measure.side_by_side(cfg, name, model, words, task, sizes[task.name])
+                    written["runs"] += runs
+                    written["samples"] += samples
             tokens = cfg.timing.few_tokens if number else cfg.timing.tokens
             for task in tasks:
                 written["timing"] += measure.timing(cfg, name, model, task, sizes[task.name], written["runs"], tokens)
@@ -64,6 +70,8 @@ def infer(cfg: DictConfig) -> None:
         written["latency"] = measure.latency(cfg, models)
         grounded = next(task for task in main_tasks if task.name == cfg.roles.grounded)
         written["trace"] = [measure.trace_driven(cfg, list(models.values())[-1], grounded)]
+    samples = records.frame(written.pop("samples"), paper=cfg.slug, profile=cfg.profile, seed=cfg.seed, sample_id=0)
+    records.write(Path(cfg.out) / "records.parquet", samples)
     _write(Path(cfg.out), written)
 
 

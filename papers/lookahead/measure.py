@@ -40,9 +40,20 @@ if TYPE_CHECKING:
     from papers.lookahead.decoders import Drafter
 
 
-def side_by_side(cfg: DictConfig, name: str, model: PreTrainedModel, task: Task, sizes: dict[str, int]) -> Rows:
-    """Every decoder on every test prompt through one loop; greedy's texts become the task's recorded answers."""
-    rows, room = [], room_of(sizes)
+def side_by_side(
+    cfg: DictConfig,
+    name: str,
+    model: PreTrainedModel,
+    words: PreTrainedTokenizerBase,
+    task: Task,
+    sizes: dict[str, int],
+) -> tuple[Rows, Rows]:
+    """Every decoder on every test prompt through one loop; greedy's texts become the task's recorded answers.
+
+    Returns the passes, a row a prompt and decoder, and as many rows of the common schema. There `correct` says that the
+    text is greedy's, which is what the paper promises; the prompts have no difficulty (0).
+    """
+    rows, samples, room = [], [], room_of(sizes)
     for arm in ARMS:
         drafter = drafter_of(arm, cfg, task, sizes)
         runs = [decoded(model, drafter, task, prompt, room) for prompt in task.prompts["test"]]
@@ -58,7 +69,15 @@ def side_by_side(cfg: DictConfig, name: str, model: PreTrainedModel, task: Task,
                 | {"drafted": run.drafted, "accepted": run.accepted, "repetition": repetition(tokens)}
                 | {"margin": None if tokens == answer else margin(model, prompt, tokens, answer)}
             )
-    return rows
+            cost = run.ledger(model.config)
+            samples.append(
+                {"arm": f"{name}, {arm}", "task": task.name, "problem_id": problem, "difficulty": 0}
+                | {"prompt_tokens": cost.prompt_tokens, "output_tokens": cost.generated_tokens}
+                | {"discarded_tokens": cost.discarded_tokens, "forwards": cost.forwards, "flops": cost.flops}
+                | {"seconds": cost.seconds, "answer": words.decode(tokens, skip_special_tokens=True)}
+                | {"correct": tokens == answer}
+            )
+    return rows, samples
 
 
 def margin(model: PreTrainedModel, prompt: list[int], tokens: list[int], answer: list[int]) -> float:

@@ -92,7 +92,8 @@ def listed(cfg: DictConfig) -> list[Arm]:
             add("small", "pf", **own)
     ablated: dict[str, Any] = {"task": main, "problems": cfg.main.problems, "seed": cfg.seed}
     for sigma in cfg.noise.sigmas:
-        add("noise", "bon pf beam dvts", n=cfg.noise.n, sigma=float(sigma), **ablated)
+        own = ablated | {"problems": cfg.noise.problems}
+        add("noise", "bon pf beam dvts", n=cfg.noise.n, sigma=float(sigma), **own)
     for key in cfg.aggregation.kinds:
         for n in cfg.aggregation.widths:
             add("aggregation", "pf", n=n, key=key, **ablated)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +30,8 @@ def draw(cfg: DictConfig, report: Report, found: Found) -> None:
     if len(cfg.noise.sigmas):
         _noise(cfg, report)
     _ablations(cfg, report)
+    if (Path(cfg.reasoners) / "prm" / "calibration.csv").exists():  # not of a checkpoint of the hub
+        _reward_model(Path(cfg.reasoners) / "prm", report)
 
 
 def _curves(cfg: DictConfig, report: Report) -> None:
@@ -207,4 +212,34 @@ def _ablations(cfg: DictConfig, report: Report) -> None:
         "ablations", fig, "Ablations of the particle filter",
         "How step scores become one number; the sampler's temperature; iterations of particle Gibbs and parallel "
         "chains at equal budget. Bars: 95% interval over problems; settings share problems and random streams.",
+    )  # fmt: skip
+
+
+def _reward_model(folder: Path, report: Report) -> None:
+    """Calibration and AUROC by step of the shared reward model, as its stage measured them."""
+    import matplotlib.pyplot as plt
+    import pandas as pd
+
+    from common.reporting.style import COLOURS
+
+    table = pd.read_csv(folder / "calibration.csv")
+    metrics = json.loads((folder / "metrics.json").read_text())
+    fig, (left, right) = plt.subplots(1, 2, figsize=(9.2, 3.2))
+    left.plot([0, 1], [0, 1], color="0.5", ls=":", label="calibrated")
+    for i, (task, of) in enumerate(table.groupby("task")):
+        left.plot(of["score"], of["rate"], color=COLOURS[i], lw=1)
+        left.scatter(of["score"], of["rate"], s=4 + of["prefixes"] / 4, color=COLOURS[i], label=task)
+        steps = {int(key.split()[-1]): v for key, v in metrics.items() if re.fullmatch(rf"{task} auroc, step \d+", key)}
+        right.plot(list(steps), list(steps.values()), "os"[i % 2] + "-", color=COLOURS[i], label=task, ms=4)
+    right.axhline(0.5, color="0.5", ls=":", label="a coin")
+    left.set(xlabel="score of the reward model", ylabel="success rate of rollouts", xlim=(0, 1), ylim=(0, 1))
+    right.set(xlabel="step at which the prefix ends", ylabel="AUROC")
+    right.xaxis.get_major_locator().set_params(integer=True)
+    left.legend(fontsize=8)
+    right.legend(fontsize=8)
+    report.figure(
+        "reward_model", fig, "The shared reward model",
+        "Prefixes of the base policy's answers to problems that the reward model did not learn from. Left: their mean "
+        "score and mean success rate in ten bins of the score; area: number of prefixes. Right: how well the score "
+        "tells prefixes that succeed at least half of the time from the others.",
     )  # fmt: skip

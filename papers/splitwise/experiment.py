@@ -93,9 +93,11 @@ def infer(cfg: DictConfig) -> None:
 
     # Before torch is imported: two threads that spin for each other on a busy machine take a hundred times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from common.generation.steps import needs_transformers
     from common.workers import run_jobs
     from papers.splitwise import real, study
 
+    needs_transformers(cfg.backend, "the phase split")
     out = Path(cfg.out)
     golden().to_csv(out / "golden.csv", index=False)
     jobs = _jobs(cfg)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from common.generation import records
 from common.metrics.timing import Timings, compare
+from common.models.flops import forward_flops
 from common.models.hub import load_model, load_tokenizer
 from common.serving import metrics, search, traces
 from common.serving.batching import mixed_batching
@@ -27,12 +30,15 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
     from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerFast
 
+    from common.tasks.problem import Problem
+
 Row = dict[str, Any]
 THREADS = (1, 2)  # the two machine types of a CPU
 
 
 def run(cfg: DictConfig, out: Path) -> None:
-    """Writes identity.csv, phases.csv, handover.csv, ratios.json and cpu_cluster.csv."""
+    """Writes identity.csv, phases.csv, handover.csv, ratios.json, cpu_cluster.csv, and records.parquet in the common
+    schema: every text of the identity test."""
     import pandas as pd
 
     model, tokenizer = _load(cfg)
@@ -42,7 +48,8 @@ def run(cfg: DictConfig, out: Path) -> None:
     try:
         torch.set_num_threads(1)
         with PhaseSplit(model) as split:
-            pd.DataFrame(identity(model, split, prompts, cfg.real.new_tokens)).to_csv(out / "identity.csv", index=False)
+            same, texts = identity(model, split, prompts, cfg.real.new_tokens)
+            pd.DataFrame(same).to_csv(out / "identity.csv", index=False)
             handover, ratios = handover_times(model, split, cfg)
         phases, measured = phase_times(model, cfg)
     finally:
@@ -52,6 +59,10 @@ def run(cfg: DictConfig, out: Path) -> None:
     pd.DataFrame(phases).to_csv(out / "phases.csv", index=False)
     (out / "ratios.json").write_text(json.dumps(ratios | measured, indent=2) + "\n")
     pd.DataFrame(cpu_clusters(cfg, phases, model)).to_csv(out / "cpu_cluster.csv", index=False)
+    rows = samples(model, tokenizer, problems, texts)
+    records.write(
+        out / "records.parquet", records.frame(rows, paper=cfg.slug, profile=cfg.profile, seed=cfg.seed, sample_id=0)
+    )
 
 
 def _load(cfg: DictConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
@@ -62,16 +73,24 @@ def _load(cfg: DictConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     return load_model(source, network=cfg.network), load_tokenizer(source, network=cfg.network)
 
 
-def identity(model: PreTrainedModel, split: PhaseSplit, prompts: list[torch.Tensor], new_tokens: int) -> list[Row]:
-    """Texts of the split against `generate` of transformers in one process, and received against computed KV values."""
-    rows = []
+def identity(
+    model: PreTrainedModel, split: PhaseSplit, prompts: list[torch.Tensor], new_tokens: int
+) -> tuple[list[Row], list[Row]]:
+    """Texts of the split against `generate` of transformers in one process, and received against computed KV values.
+
+    Returns the comparisons and the texts: their prompt's number, arm, tokens and wall seconds.
+    """
+    rows, texts = [], []
     for number, prompt in enumerate(prompts):
+        began = time.perf_counter()
         with torch.inference_mode():
             whole = model.generate(
                 prompt[None], attention_mask=torch.ones_like(prompt)[None], max_new_tokens=new_tokens, do_sample=False,
                 eos_token_id=None, pad_token_id=0,
             )  # fmt: skip
         expected = whole[0, len(prompt) :].tolist()
+        seconds = time.perf_counter() - began
+        texts.append({"prompt": number, "arm": "one process", "tokens": expected, "seconds": seconds})
         _, cache = prefill(model, prompt)
         for mode in MODES:
             received = split.received(prompt, mode)
@@ -80,11 +99,35 @@ def identity(model: PreTrainedModel, split: PhaseSplit, prompts: list[torch.Tens
                 for layer, pair in zip(cache.layers, received, strict=True)
                 for ours, theirs in zip(pair, (layer.keys, layer.values), strict=True)
             )
-            same = split.generate(prompt, new_tokens, mode) == expected
+            began = time.perf_counter()
+            tokens = split.generate(prompt, new_tokens, mode)
+            texts.append({"prompt": number, "arm": mode, "tokens": tokens, "seconds": time.perf_counter() - began})
             rows.append(
                 {"prompt": number, "mode": mode, "prompt_tokens": len(prompt), "new_tokens": new_tokens}
-                | {"same_text": same, "differing_values": differing}
+                | {"same_text": tokens == expected, "differing_values": differing}
             )
+    return rows, texts
+
+
+def samples(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, problems: list[Problem], texts: list[Row]
+) -> list[Row]:
+    """Rows of the common schema for the texts of `identity`, one forward pass a token: the prefill gives the first."""
+    rows = []
+    for text in texts:
+        problem, tokens = problems[text["prompt"]], text["tokens"]
+        read = len(tokenizer.encode(problem.prompt))
+        flops = forward_flops(model.config, read, 0, 1, 1)
+        flops += sum(forward_flops(model.config, 1, read + i) for i in range(len(tokens) - 1))
+        answer = tokenizer.decode(tokens, skip_special_tokens=True)
+        rows.append(
+            {
+                "arm": text["arm"], "task": problem.task, "problem_id": text["prompt"],
+                "difficulty": problem.difficulty, "prompt_tokens": read, "output_tokens": len(tokens),
+                "discarded_tokens": 0, "forwards": len(tokens), "flops": flops, "seconds": text["seconds"],
+                "answer": answer, "correct": multihop.verify(problem, answer),
+            }
+        )  # fmt: skip
     return rows
 
 

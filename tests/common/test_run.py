@@ -73,6 +73,27 @@ def test_bad_words_are_answered_with_the_valid_ones(paper, words, message):
         run.compose(*words)
 
 
+@pytest.mark.parametrize("words", [["backend=vlm"], ["backend=transformers,vlm"]])
+def test_an_unknown_back_end_is_answered_with_the_valid_ones(paper, words):
+    with pytest.raises(SystemExit, match="backend=vlm: unknown back end 'vlm'; known: transformers, vllm"):
+        run.check("demo_paper", "infer", words)
+
+
+def test_vllm_needs_cuda_before_any_work(paper, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="backend=vllm: the vllm back end needs a CUDA device"):
+        run.compose("demo_paper", "infer", ["backend=vllm"])
+    profile = paper / "papers" / "demo_paper" / "conf" / "profile" / "smoke.yaml"
+    profile.write_text(profile.read_text() + "backend: vllm\n")  # what a profile says is checked too
+    with pytest.raises(SystemExit, match="needs a CUDA device"):
+        run.compose("demo_paper", "infer", ["profile=smoke"])
+    assert run.compose("demo_paper", "infer", ["profile=smoke", "backend=transformers"]).backend == "transformers"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert run.compose("demo_paper", "infer", ["profile=smoke"]).backend == "vllm"
+
+
 def test_profiles_and_overrides_compose(paper):
     assert run.compose("demo_paper", "infer", ["profile=smoke"]).problems == 50
     cfg = run.compose("demo_paper", "infer", ["profile=paper", "draft_length=7"])

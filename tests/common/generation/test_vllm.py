@@ -11,6 +11,7 @@ import torch
 from common.generation import vllm as back
 from common.generation.sampler import Generation
 from common.generation.sampler import generate as own
+from common.generation.steps import needs_transformers
 from common.models.build import build
 from common.models.hub import save_model
 
@@ -116,7 +117,7 @@ def test_the_answer_is_a_generation_with_its_costs(engine):
         (([[]], 2), {}, "prompt 0 must be a non-empty list"),
         (([[1]], 0), {}, "max_new_tokens must be at least 1, not 0"),
         (([[1]], [1, 2]), {}, "max_new_tokens has 2 entries for 1 prompts"),
-        (([[1]], 2), {"streams": []}, "streams has 0 entries for 1 prompts"),
+        (([[1]], 2), {"streams": []}, "0 streams for 1 prompts"),
         (([[1]], 2), {"temperature": 0}, "temperature must be positive, not 0"),
         (([[1]], 2), {"top_p": 0}, r"top_p in \(0, 1\], not 0 and 0"),
         (([[1]], 2), {"stop_tokens": [[1], [2]]}, "2 collections of stop tokens for 1 prompts"),
@@ -134,8 +135,9 @@ def test_the_back_end_is_chosen_by_name(engine, tmp_path, monkeypatch):
     chosen = back.backend("transformers", str(tmp_path))([[1, 2, 3]], 4, stop_tokens=())
     assert chosen.tokens[0].tolist() == own(model, [[1, 2, 3]], 4, stop_tokens=()).tokens[0].tolist()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    bound = back.backend("vllm", str(tmp_path), tensor_parallel_size=2)
-    assert bound.args[0].settings == {"model": str(tmp_path), "trust_remote_code": False, "tensor_parallel_size": 2}
+    bound = back.backend("vllm", tmp_path, dtype=torch.float16, tensor_parallel_size=2)
+    asked = {"model": str(tmp_path), "dtype": "float16", "trust_remote_code": False, "tensor_parallel_size": 2}
+    assert bound.args[0].settings == asked
     assert bound([[7]], 5).tokens[0].tolist() == [8, 9]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="needs a CUDA device"):
@@ -144,6 +146,14 @@ def test_the_back_end_is_chosen_by_name(engine, tmp_path, monkeypatch):
         back.backend("sglang", str(tmp_path))
     with pytest.raises(ValueError, match="tensor_parallel_size: settings of the vllm back end"):
         back.backend("transformers", str(tmp_path), tensor_parallel_size=2)
+    half = back.backend("transformers", tmp_path, dtype=torch.bfloat16)
+    assert half.args[0].dtype == torch.bfloat16
+
+
+def test_work_on_the_cache_refuses_other_back_ends():
+    needs_transformers("transformers", "search")
+    with pytest.raises(ValueError, match="search works on the KV cache and needs backend=transformers, not vllm"):
+        needs_transformers("vllm", "search")
 
 
 def test_without_vllm_the_remedy_is_named(monkeypatch):

@@ -64,6 +64,14 @@ def test_units_to_settle_follows_the_square_root_law():
     assert units_to_settle(measured, 1.0) is None
 
 
+def test_no_number_of_units_settles_a_difference_that_is_rounding():
+    rounded = Measured(0.1 + 0.2, 0.2, 0.4, 50)  # 0.30000000000000004
+    assert units_to_settle(rounded, 0.3) is None
+    assert units_to_settle(Measured(1.0, 0.0, 2.0, 100), 1.0 + 1e-5) == pytest.approx(1e12, rel=1e-3)
+    assert units_to_settle(exact(2.0), 2.0) is None
+    assert units_to_settle(exact(2.0), 2.0 + 1e-12) == 1  # no width at all: every distance is one
+
+
 @pytest.mark.parametrize(
     ("call", "words"),
     [

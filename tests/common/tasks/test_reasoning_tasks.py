@@ -12,6 +12,8 @@ from common.tasks import chain, countdown
 from common.tasks.problem import SPLITS
 
 FROZEN = {
+    "astray": "96639724e266",
+    "invertible": "d9ee3eb6c033",
     "concise": "cd3722398c06",
     "stride2": "afbd9513f5fe",
     "stride3": "a889ecfd68b9",
@@ -59,6 +61,34 @@ def test_operators_are_drawn_from_what_is_asked():
     heavy = chain.generate(0, 200, 6, operators="***+")
     share = sum(p.prompt.count("*") for p in heavy) / (200 * 6)
     assert abs(share - 0.75) < 4 * (0.75 * 0.25 / 1200) ** 0.5
+
+
+def test_a_recheck_ends_every_trace():
+    style = chain.Style(wrong=0.25, recheck=True)
+    for problem in chain.generate(0, 200, (2, 8), style=style):
+        assert re.search(rf"=\d\?={problem.result},#{problem.result}\$$", problem.answer)
+        assert chain.verify_step(problem, problem.answer)
+
+
+def test_a_wrong_value_stays_wrong_where_steps_are_invertible():
+    for problem in chain.generate(0, 300, (12, 16), style="concise", invertible=True):
+        operations = re.findall(r"([+*-])(\d)", problem.prompt)
+        ends = set()
+        for start in range(10):
+            value = start
+            for operator, operand in operations:
+                value = chain.apply(value, operator, int(operand))
+            ends.add(value)
+        assert len(ends) == 10
+
+
+def test_astray_answers_are_valid_and_miss_the_target():
+    problems = countdown.generate(0, 1000, (3, 4), astray=0.25)
+    missed = [problem for problem in problems if not countdown.verify(problem, problem.answer)]
+    assert abs(len(missed) - 250) < 4 * (1000 * 0.25 * 0.75) ** 0.5
+    for problem in missed:
+        assert countdown.hand_after(problem, problem.answer) not in (None, [int(problem.result)])
+        assert countdown.verify_step(problem, "")  # solvable all the same
 
 
 @pytest.mark.parametrize("backtrack", [0.0, 0.4])
@@ -131,6 +161,8 @@ def test_frozen_samples():
     samples = {style: chain.generate(0, 50, (2, 12), "test", style=style) for style in chain.STYLES}
     samples["countdown"] = countdown.generate(0, 50, (3, 4), "test")
     samples["backtrack"] = countdown.generate(0, 50, (3, 4), "test", backtrack=0.3)
+    samples["astray"] = countdown.generate(0, 50, (3, 4), "test", astray=0.3)
+    samples["invertible"] = chain.generate(0, 50, (2, 12), "test", invertible=True)
     assert {name: hashlib.sha256(repr(s).encode()).hexdigest()[:12] for name, s in samples.items()} == FROZEN
 
 
@@ -149,7 +181,8 @@ def test_there_are_many_problems():
         (lambda: chain.Style(verify=1.5), r"verify must be shares in \[0, 1\], not 1\.5"),
         (lambda: chain.generate(0, 1, 2, operators="+/"), r"drawn from '\+-\*', not '\+/'"),
         (lambda: countdown.generate(0, 1, 6), r"2\.\.5, not 6"),
-        (lambda: countdown.generate(0, 1, 3, backtrack=-0.1), r"share of steps in \[0, 1\], not -0\.1"),
+        (lambda: countdown.generate(0, 1, 3, backtrack=-0.1), r"backtrack is a share in \[0, 1\], not -0\.1"),
+        (lambda: countdown.generate(0, 1, 3, astray=2), r"astray is a share in \[0, 1\], not 2"),
     ],
 )
 def test_bad_input(call, message):

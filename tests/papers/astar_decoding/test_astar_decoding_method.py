@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from common.generation.steps import State
 from common.metrics.intervals import Measured
+from common.reasoners.workbench import Outcome
 from common.run import compose
 from papers.astar_decoding import Budget, a_star, analysis, priority, running, solve
 from papers.astar_decoding.experiment import check
@@ -125,16 +126,35 @@ def test_limits_keep_an_answer_and_an_extension_back():
     assert limits(4, 2, 30.0, 10.0, 0.0, 0.0) == (120, 20)
 
 
+class Bench:
+    rules = type("Rules", (), {"verify_step": None})
+
+
+def outcome(found):
+    """One problem's, as a workbench gives it."""
+    return Outcome(found.best, found.pool, [found.cost[0].tokens], [found.cost[0].passes], found.trace)
+
+
+@pytest.mark.parametrize(("reserve", "extended"), [(2, 2), (4, 1)])  # the answer is completed in one step, in two
+def test_an_answer_completed_at_the_end_is_no_state_of_the_queue(reserve, extended):
+    cfg = compose("astar_decoding", "infer", ["profile=smoke"])
+    seen = Visited(Tree(TREE).score)
+    found = a_star([0], seen.watch(Tree(TREE).propose), seen.score, Budget(tokens=6), k=2, reserve=reserve)
+    assert len(found.best[0].ends) == 3
+    assert found.cost[0].passes == 2 * extended + 1
+    nodes = pd.DataFrame(seen.rows(cfg, Bench, outcome(found)))
+    assert len(nodes) == 2 * extended
+    assert not nodes["chosen"].any()
+    assert not nodes["done"].any()
+
+
 def test_recorded_searches_replay_and_a_changed_one_does_not():
     cfg = compose("astar_decoding", "infer", ["profile=smoke"])
     tree = Tree(TREE)
     seen = Visited(tree.score)
     found = a_star([0], seen.watch(tree.propose), seen.score, k=2)
 
-    class Bench:
-        rules = type("Rules", (), {"verify_step": None})
-
-    nodes = pd.DataFrame({"task": "toy"} | row for row in seen.rows(cfg, Bench, found.best))
+    nodes = pd.DataFrame({"task": "toy"} | row for row in seen.rows(cfg, Bench, outcome(found)))
     assert analysis.misplaced(nodes) == (0, 5)
     assert nodes["tokens"].sum() == found.cost[0].tokens
     assert len(nodes) == found.cost[0].passes

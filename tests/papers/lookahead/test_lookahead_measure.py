@@ -7,7 +7,16 @@ import torch
 
 from common.generation.tree import no_draft
 from common.models.build import build
-from papers.lookahead.decoders import Memoryless, Setting, Task, choose_sizes, repetition, replayed, tokens_per_pass
+from papers.lookahead.decoders import (
+    Memoryless,
+    Setting,
+    Task,
+    ask,
+    choose_sizes,
+    repetition,
+    replayed,
+    tokens_per_pass,
+)
 from papers.lookahead.judge import _unpaired, modelled_speed_up
 from papers.lookahead.measure import bytes_of, margin, recorded
 from papers.lookahead.method import DraftTrie
@@ -56,6 +65,43 @@ def test_sizes_are_those_with_the_most_tokens_per_unit_of_time(task):
 
     assert choose_sizes(Settings, task, token_cost=0.0)["decoding_length"] == 8
     assert choose_sizes(Settings, task, token_cost=10.0)["decoding_length"] == 2
+
+
+def test_the_configured_back_end_answers_from_the_saved_weights(tmp_path, monkeypatch):
+    from types import SimpleNamespace
+
+    from common.generation import vllm
+    from common.generation.ledger import Ledger
+    from common.generation.sampler import Generation
+
+    asked = []
+
+    def backend(name, source, **settings):
+        asked.append((name, source, settings))
+
+        def generate(prompts, new_tokens, *, stop_tokens):
+            asked.append((len(prompts), new_tokens, stop_tokens))
+            return Generation([torch.tensor([prompt[0], 1]) for prompt in prompts], [True] * len(prompts), Ledger())
+
+        return generate
+
+    monkeypatch.setattr(vllm, "backend", backend)
+    cfg = SimpleNamespace(
+        backend="vllm",
+        shared=tmp_path,
+        device="cuda",
+        dtype="float16",
+        network=False,
+        tasks=["t"],
+        new_tokens=7,
+        batch=2,
+    )
+    words = SimpleNamespace(chat_template=None, eos_token_id=1, encode=lambda text: [int(text)])
+    rows = [{"task": "t", "split": s, "prompt": str(i)} for s in ("warmup", "train", "test") for i in range(2, 5)]
+    (task,) = ask(cfg, "lm", words, rows, test=1)
+    assert asked[0] == ("vllm", str(tmp_path / "lm"), {"device": "cuda", "dtype": torch.float16, "network": False})
+    assert asked[1:] == [(2, 7, (1,)), (1, 7, (1,))] * 2 + [(1, 7, (1,))]
+    assert task.answers == {"warmup": [[2, 1], [3, 1], [4, 1]], "train": [[2, 1], [3, 1], [4, 1]], "test": [[2, 1]]}
 
 
 def test_recorded_passes_are_the_replayed_ones(task):

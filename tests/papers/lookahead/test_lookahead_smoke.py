@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from common.data import corpus, sources
+from common.generation import records
 from common.run import ROOT, compose, run
 from papers.lookahead.prompts import TASKS, TITLES
 
@@ -80,6 +81,25 @@ def test_tables_agree_with_each_other(results):
         "adversarial trie",
     }
     assert (tables["capacity"].groupby("task")["nodes"].diff().dropna() >= 0).all()
+
+
+@pytest.mark.slow
+def test_every_answer_side_by_side_is_in_the_common_schema(root, results):
+    infer = root / "artifacts" / "smoke" / "lookahead" / "infer"
+    found, runs = records.read(infer / "records.parquet"), pd.read_parquet(infer / "runs.parquet")
+    assert list(found.columns) == list(records.SCHEMA)
+    assert len(found) == len(runs)
+    assert (found["arm"] == runs["model"] + ", " + runs["arm"]).all()
+    for ours, theirs in (("task", "task"), ("problem_id", "problem"), ("prompt_tokens", "prompt_tokens"),
+                         ("output_tokens", "new_tokens"), ("forwards", "forwards")):  # fmt: skip
+        assert (found[ours] == runs[theirs]).all(), ours  # no prompt is so long that it is read on its own
+    assert (found["correct"] == runs["margin"].isna()).all()
+    assert (found["discarded_tokens"] == runs["drafted"].map(sum) - runs["accepted"].map(sum)).all()
+    assert (found.loc[found["arm"].str.endswith("greedy"), "discarded_tokens"] == 0).all()
+    assert (found["seconds"] > 0).all()
+    assert (found["flops"] > 0).all()
+    texts = found[found["correct"]].groupby([found["arm"].str.split(",").str[0], "task", "problem_id"])["answer"]
+    assert (texts.nunique() == 1).all()
 
 
 @pytest.mark.slow

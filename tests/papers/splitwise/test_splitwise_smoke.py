@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 
+from common.generation import records
 from common.models.build import build
 from common.models.hub import save_model
 from common.models.tokenizer import train_tokenizer
@@ -67,6 +68,45 @@ def test_golden_tables_come_out_as_reported(results: Path) -> None:
         reproduced = pd.read_csv(results / "tables" / f"{table['id']}.csv")
         expected = pd.DataFrame(table["rows"], columns=table["columns"])
         pd.testing.assert_frame_equal(reproduced, expected, check_dtype=False, rtol=0, atol=5.1e-7)
+
+
+@pytest.mark.slow
+def test_every_text_of_the_split_is_in_the_common_schema(root: Path, results: Path) -> None:
+    infer = root / "artifacts" / "smoke" / SLUG / "infer"
+    found, identity = records.read(infer / "records.parquet"), pd.read_csv(infer / "identity.csv")
+    assert list(found.columns) == list(records.SCHEMA)
+    assert found["arm"].value_counts().to_dict() == {"one process": 2, "serialized": 2, "layerwise": 2}
+    assert (found["output_tokens"] == 4).all()
+    assert (found["forwards"] == 4).all()
+    read = identity.groupby("prompt")["prompt_tokens"].first()
+    assert (found["prompt_tokens"] == found["problem_id"].map(read)).all()
+    assert identity["same_text"].all()
+    assert (found.groupby("problem_id")["answer"].nunique() == 1).all()
+    assert (found["seconds"] > 0).all()
+
+
+def test_costs_and_answers_of_a_text() -> None:
+    """Against the sampler's own ledger and the task's own verifier."""
+    from common.generation.sampler import generate
+    from common.tasks import multihop
+    from papers.splitwise.real import samples
+
+    problems = multihop.generate(0, 2, split="test")
+    words = train_tokenizer([problem.prompt + problem.answer for problem in problems] * 20, 300)
+    model = build("llama-0.1m", seed=0, vocab_size=len(words)).eval()
+    prompt = words.encode(problems[1].prompt)
+    out = generate(model, [prompt], 5, stop_tokens=())
+    gold = words.encode(problems[1].answer)
+    texts = [
+        {"prompt": 1, "arm": arm, "tokens": tokens, "seconds": 0.5}
+        for arm, tokens in (("one process", out.tokens[0].tolist()), ("layerwise", gold))
+    ]
+    wrong, right = samples(model, words, problems, texts)
+    assert (wrong["forwards"], wrong["flops"]) == (out.ledger.forwards, out.ledger.flops)
+    assert (wrong["prompt_tokens"], wrong["output_tokens"]) == (len(prompt), 5)
+    assert (wrong["correct"], right["correct"]) == (False, True)
+    assert (right["problem_id"], right["difficulty"]) == (1, problems[1].difficulty)
+    assert right["answer"] == problems[1].answer
 
 
 @pytest.mark.slow
