@@ -186,7 +186,7 @@ class _Watch:
             task: problems(cfg, task, "warmup", cfg.watch.problems) for task, _ in set(self.tests.values())
         }
         self.passed = dict.fromkeys(self.tests.values(), 0)  # times in a row that all ranges lay below
-        self.needed, self.record = cfg.rows.learned, folder / "learned.json"
+        self.needed, self.record = cfg.rows.learned[_size(cfg)], folder / "learned.json"
         self.learned_at: int | None = json.loads(self.record.read_text()) if self.record.exists() else None
 
     def __call__(self, step: int) -> None:

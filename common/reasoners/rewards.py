@@ -3,10 +3,13 @@ Math-Shepherd).
 
 The policy answers training problems. Each answer is a rollout from each of its own prefixes, so that its outcome labels
 all of them: one rollout a prefix, but many problems, which teaches more than many rollouts of few. Held-out labels are
-success rates over further rollouts. The outcome model sees finished answers alone.
+success rates over further rollouts. The outcome model sees finished answers alone. Each task has its own model: in one
+for both, the many steps of chains, whose labels say little, keep it from learning countdown.
 
     prm/labels.parquet   task, problem, prompt, answer, text, step, finished, rate: one row a labelled prefix
-    prm/{model files}, orm/{model files}, metrics.json (AUROC and calibration by step), calibration.csv
+    prm/held_out.parquet, prm/answers.parquet: labelled prefixes and several answers a problem, on the warm-up split
+    prm/<task>/{model files}, orm/<task>/{model files}
+    prm/ and orm/: metrics.json (AUROC by step, ranking within a problem), calibration.csv
 """
 
 from __future__ import annotations
@@ -106,23 +109,21 @@ def encode(labels: pd.DataFrame) -> tuple[list[list[int]], np.ndarray, np.ndarra
     return ids, row, place
 
 
-def fit(cfg: DictConfig, labels: pd.DataFrame, *, outcome: bool = False, name: str = "prm") -> PreTrainedModel:
-    """A reward model trained on labelled prefixes (outcome: on finished answers alone)."""
+def fit(cfg: DictConfig, labels: pd.DataFrame, steps: int, name: str) -> PreTrainedModel:
+    """A reward model trained on labelled prefixes. name: of its checkpoints."""
     from common.models.hub import load_model
     from common.models.reward import reward_model, step_loss
     from common.training.checkpoint import checkpoint_folder
     from common.training.loop import TrainConfig, train
 
     own = cfg.rewards
-    used = labels[labels["finished"]] if outcome else labels
-    ids, row, place = encode(used)
+    ids, row, place = encode(labels)
     rates: list[dict[int, float]] = [{} for _ in ids]
-    for r, at, rate in zip(row.tolist(), place.tolist(), used["rate"], strict=True):
+    for r, at, rate in zip(row.tolist(), place.tolist(), labels["rate"], strict=True):
         rates[r][at] = rate
     rows = list(zip(ids, rates, strict=True))
     policy = load_model(Path(cfg.reasoners) / "reasoner_base" / "final", attention="eager").to(cfg.device)
     model = reward_model(policy, seed=cfg.seed)
-    steps = own.outcome_steps if outcome else own.steps
     config = TrainConfig(
         steps=steps, learning_rate=own.learning_rate, warmup_steps=steps // 10, seed=cfg.seed, weight_decay=0.05
     )
@@ -194,20 +195,28 @@ def quality(labels: pd.DataFrame, scores: np.ndarray, bins: int = 10) -> tuple[d
     return metrics, pd.DataFrame(table).reset_index()
 
 
-def ranking(cfg: DictConfig, model: PreTrainedModel) -> dict[str, float]:
-    """By task: of pairs of a right and a wrong answer to one problem, the share that the model puts in the right order.
+def several_answers(cfg: DictConfig) -> pd.DataFrame:
+    """Finished answers of the policy to the held-out problems, several to each; `of` is the problem."""
+    import pandas as pd
 
-    AUROC over all answers is flattered by problems that differ in difficulty; a search compares within a problem.
-    Several answers of the policy to each of the held-out problems, which the training did not see.
-    """
-    shares = {}
+    frames = []
     for task in TASKS:
         problems = policies.problems(cfg, f"{task}_hard", "warmup", cfg.rewards.held_out[task])
         answers = _label(cfg, problems * cfg.rewards.answers, task, 0)
-        answers = answers[answers["finished"]]
-        of = answers["problem"].to_numpy() % len(problems)
-        shares[f"{task} auroc within a problem"] = auroc_within(of, answers["rate"] > 0.5, predict(model, answers))
-    return shares
+        frames.append(answers.assign(of=answers["problem"] % len(problems)))
+    found = pd.concat(frames, ignore_index=True)
+    return found[found["finished"]].reset_index(drop=True)
+
+
+def ranking(answers: pd.DataFrame, scores: np.ndarray) -> dict[str, float]:
+    """By task: of pairs of a right and a wrong answer to one problem, the share that the scores put in the right order.
+
+    AUROC over all answers is flattered by problems that differ in difficulty; a search compares within a problem.
+    """
+    return {
+        f"{task} auroc within a problem": auroc_within(of["of"], of["rate"] > 0.5, of["score"])
+        for task, of in answers.assign(score=scores).groupby("task")
+    }
 
 
 def auroc_within(problems: ArrayLike, right: ArrayLike, scores: ArrayLike) -> float:
@@ -223,34 +232,41 @@ def auroc_within(problems: ArrayLike, right: ArrayLike, scores: ArrayLike) -> fl
 
 
 def train_prm(cfg: DictConfig) -> None:
-    """A stage: labels by rollouts, the process model, and its quality on problems of the warm-up split."""
-    from common.models.hub import save_model
-
+    """A stage: labels by rollouts, the process models, and their quality on problems of the warm-up split."""
     own, out = cfg.rewards, Path(cfg.out)
     labels = rollout_labels(cfg, "train", dict(own.problems), 0)
     labels.to_parquet(out / "labels.parquet", index=False)
-    model = fit(cfg, labels)
-    _finish(cfg, model, out)
-    save_model(model, out)
+    rollout_labels(cfg, "warmup", dict(own.held_out), own.prefixes).to_parquet(out / "held_out.parquet", index=False)
+    several_answers(cfg).to_parquet(out / "answers.parquet", index=False)
+    _train(cfg, labels, own.steps, out)
 
 
 def train_orm(cfg: DictConfig) -> None:
-    """A stage: the outcome model, on the finished answers of the process model's labels."""
+    """A stage: the outcome models, on the finished answers of the process models' labels."""
+    import pandas as pd
+
+    prm = Path(cfg.reasoners) / "prm"
+    labels = pd.read_parquet(prm / "labels.parquet")
+    _train(cfg, labels[labels["finished"]], cfg.rewards.outcome_steps, prm)
+
+
+def _train(cfg: DictConfig, labels: pd.DataFrame, steps: DictConfig, held_out: Path) -> None:
+    """Writes a model a task, and metrics.json and calibration.csv, measured on the held-out answers of a folder."""
     import pandas as pd
 
     from common.models.hub import save_model
 
     out = Path(cfg.out)
-    labels = pd.read_parquet(Path(cfg.reasoners) / "prm" / "labels.parquet")
-    model = fit(cfg, labels, outcome=True, name="orm")
-    _finish(cfg, model, out)
-    save_model(model, out)
-
-
-def _finish(cfg: DictConfig, model: PreTrainedModel, out: Path) -> None:
-    held_out = rollout_labels(cfg, "warmup", dict(cfg.rewards.held_out), cfg.rewards.prefixes)
-    metrics, calibration = quality(held_out, predict(model, held_out))
-    metrics |= ranking(cfg, model)
+    tests = [pd.read_parquet(held_out / f"{name}.parquet") for name in ("held_out", "answers")]
+    scores = [np.empty(len(test)) for test in tests]
+    for task in TASKS:
+        model = fit(cfg, labels[labels["task"] == task], steps[task], f"{cfg.stage} {task}")
+        save_model(model, out / task)
+        for test, score in zip(tests, scores, strict=True):
+            own = (test["task"] == task).to_numpy()
+            score[own] = predict(model, test[own])
+    metrics, calibration = quality(tests[0], scores[0])
+    metrics |= ranking(tests[1], scores[1])
     metrics |= {f"{task} needed": cfg.rewards.needed for task in TASKS}
     calibration.to_csv(out / "calibration.csv", index=False)
     (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")

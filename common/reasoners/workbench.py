@@ -190,7 +190,7 @@ def load(
     prompts = words([problem.prompt for problem in problems])["input_ids"]
     weights = weights or {"chain": "chain_hard", "countdown": "countdown"}[name]
     policy = load_model(folder / f"reasoner_{size}" / weights).to(cfg.device)
-    judge = load_reward_model(folder / reward).to(cfg.device) if reward else None
+    judge = load_reward_model(folder / reward / name).to(cfg.device) if reward else None
     *step_ends, answer_end = (words.convert_tokens_to_ids(end) for end in (*policies.STEP_ENDS, policies.ANSWER_END))
     return Workbench(
         name, task(name), problems, policy, words, prompts, step_ends, [answer_end],

@@ -236,11 +236,11 @@ def setups(problems: int, reasoners: Path = REASONERS) -> list[Setup]:
     made = []
     for task, weights in (("chain", "chain_hard"), ("countdown", "countdown")):
         drawn = (
-            chain.generate(7, problems, (12, 16), "test", style="concise")
+            chain.generate(7, problems, (12, 16), "test", style="concise", invertible=True)
             if task == "chain"
             else countdown.generate(7, problems, 4, "test")
         )
-        base, prm = reasoners / "reasoner_base" / weights, reasoners / "prm"
+        base, prm = reasoners / "reasoner_base" / weights, reasoners / "prm" / task
         if (base / "config.json").exists() and (prm / "config.json").exists():
             made.append(Setup(task, drawn, load_model(base), load_reward_model(prm), f"reasoner_base/{weights}, prm"))
         else:

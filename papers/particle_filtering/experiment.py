@@ -49,7 +49,7 @@ def _train_judge(job: tuple[DictConfig, str, int]) -> list[dict]:
     else:
         own = usable[(usable["task"] == cfg.main.task) & (usable["problem"] < cfg.judges.labels)]
         used = _share(own, float(name), seeded.seed)
-    model = rewards.fit(seeded, used, name=model_name(name, seed))
+    model = rewards.fit(seeded, used, cfg.rewards.steps, model_name(name, seed))
     save_model(model, Path(cfg.out) / model_name(name, seed))
     rows = []
     for task, group in tested.groupby("task"):

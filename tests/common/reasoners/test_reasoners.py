@@ -56,7 +56,7 @@ def test_policies_are_kept_with_their_accuracies(made):
 def test_reward_models_learn_from_labelled_prefixes(made):
     for stage in ("prm", "orm"):
         words = policies.tokenizer()
-        score = RewardModel(load_reward_model(made / stage), [words.encode("1A+2B*3=")])
+        score = RewardModel(load_reward_model(made / stage / "chain"), [words.encode("1A+2B*3=")])
         values = score([State(0, tuple(words.encode("A+2=3,")), (6,))])
         assert 0 < values[0] < 1
         assert "chain brier" in json.loads((made / stage / "metrics.json").read_text())
@@ -71,7 +71,7 @@ def test_reward_models_learn_from_labelled_prefixes(made):
         text = labels["prompt"].iloc[i] + labels["text"].iloc[i]
         assert ids[row[i]][: place[i] + 1] == words.encode(text)
     # Reading answers whole gives what a search sees, which reads them step by step.
-    model, some = load_reward_model(made / "prm"), labels.iloc[::9]
+    model, some = load_reward_model(made / "prm" / "countdown"), labels[labels["task"] == "countdown"].iloc[::3]
     score = RewardModel(model, words(list(some["prompt"]))["input_ids"])
     states = [State(i, tuple(t), (len(t),)) for i, t in enumerate(words(list(some["text"]))["input_ids"])]
     assert rewards.predict(model, some) == pytest.approx(score(states), abs=1e-5)
