@@ -142,8 +142,8 @@ def tables(cfg: DictConfig, report: Report, found: Found) -> None:
     if len(cfg.judges.seeds):
         report.table(
             "t2", pd.DataFrame(_transfer_rows(cfg, found)),
-            note=f"{cfg.main.task}, N={cfg.judges.n}, {cfg.judges.problems} problems; the reward models saw chains "
-            f"alone, mean and std over {len(cfg.judges.seeds)} of them.",
+            note=f"{cfg.main.task}, N={cfg.judges.n}, {cfg.judges.problems} problems, mean over "
+            f"{len(cfg.judges.seeds)} sampling seeds; the reward model saw chains alone.",
         )  # fmt: skip
         report.table("judges", pd.DataFrame(_judge_rows(cfg, found)), "Reward models by labelled problems (figure 5a)")
     report.table(
@@ -185,15 +185,16 @@ def _main_rows(cfg: DictConfig, runs: pd.DataFrame) -> Iterator[dict[str, Any]]:
 
 
 def _transfer_rows(cfg: DictConfig, found: Found) -> Iterator[dict[str, Any]]:
-    own, runs, main = cfg.judges, found.runs, cfg.main.task
     for method in ("greedy", "bon", "sc", "beam", "pf"):
-        if method in ("greedy", "sc"):
-            at = {"method": method, "n": 1 if method == "greedy" else own.n, "seed": cfg.seed + cfg.main.seeds[0]}
-            values = [by_problem(runs, own.problems, panel="headline", task=main, size="base", **at).mean()]
-        else:
-            values = [_judged(cfg, runs, method, CHAIN_ONLY, seed).mean() for seed in own.seeds]
-        std = float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
-        yield {"method": METHODS[method], main: float(np.mean(values)), "std": std, "reward models": len(values)}
+        yield {"method": METHODS[method], cfg.main.task: _transferred(cfg, found.runs, method).mean()}
+
+
+def _transferred(cfg: DictConfig, runs: pd.DataFrame, method: str) -> np.ndarray:
+    """Accuracy by problem with the reward model of chains on the main task; greedy and the vote ask none."""
+    if method not in ("greedy", "sc"):
+        return _judged(runs, method, CHAIN_ONLY, 0)
+    at = {"panel": "headline", "task": cfg.main.task, "size": "base", "n": 1 if method == "greedy" else cfg.judges.n}
+    return by_problem(runs, cfg.judges.problems, method=method, **at)
 
 
 def _reward_rows(samples: pd.DataFrame) -> Iterator[dict[str, Any]]:
@@ -210,20 +211,19 @@ def _reward_rows(samples: pd.DataFrame) -> Iterator[dict[str, Any]]:
         }  # fmt: skip
 
 
-def _judged(cfg: DictConfig, runs: pd.DataFrame, method: str, name: str, seed: int) -> np.ndarray:
-    """Accuracy by problem with a reward model of `train`."""
+def _judged(runs: pd.DataFrame, method: str, name: str, seed: int) -> np.ndarray:
+    """Accuracy by problem with another reward model than the shared one of the task."""
     return by_problem(runs, panel="judges", method=method, reward=f"{name}/{seed}")
 
 
 def _judge_rows(cfg: DictConfig, found: Found) -> Iterator[dict[str, Any]]:
-    for name in [f"{share:g}" for share in cfg.judges.shares] + [CHAIN_ONLY]:
-        of = found.quality[found.quality["task"] == cfg.main.task]
-        of = of[of["name"].astype(str).map(_as_share) == name]
-        pf = [_judged(cfg, found.runs, "pf", name, seed).mean() for seed in cfg.judges.seeds]
+    for name in (f"{share:g}" for share in cfg.judges.shares):
+        of = found.quality[found.quality["name"].map("{:g}".format) == name]
+        pf = [_judged(found.runs, "pf", name, seed).mean() for seed in cfg.judges.seeds]
         yield {
-            "labelled problems": name if name == CHAIN_ONLY else f"{float(name):.0%}",
+            "labelled problems": f"{float(name):.0%}",
             "problems": int(of["problems"].mean()), "AUROC": of["auroc"].mean(), "Brier": of["brier"].mean(),
-            "pairs of a problem in order": of["pairs"].mean(), f"PF, N={cfg.judges.n}": float(np.mean(pf)),
+            f"PF, N={cfg.judges.n}": float(np.mean(pf)),
             "std": float(np.std(pf, ddof=1)),
         }  # fmt: skip
 
@@ -472,15 +472,13 @@ def _ranks(cfg: DictConfig, report: Report, found: Found) -> None:
 
 
 def _transfer(cfg: DictConfig, report: Report, found: Found) -> None:
-    own = cfg.judges
-    if len(own.seeds) < 3:
-        report.not_testable("c6", f"{len(own.seeds)} reward models of another task; an interval needs 3")
+    if not len(cfg.judges.seeds):
+        report.not_testable("c6", "this profile has no reward model of another task")
         return
-    pf = [_judged(cfg, found.runs, "pf", CHAIN_ONLY, seed).mean() for seed in own.seeds]
-    at = {"panel": "headline", "task": cfg.main.task, "size": "base", "seed": cfg.seed + cfg.main.seeds[0]}
-    for name, method, n in (("greedy", "greedy", 1), ("self-consistency", "sc", own.n)):
-        other = by_problem(found.runs, own.problems, method=method, n=n, **at).mean()
-        report.measure("c6", f"PF minus {name}, reward model of another task", paired_t(pf, other))
+    pf = _transferred(cfg, found.runs, "pf")
+    for name, method in (("greedy", "greedy"), ("self-consistency", "sc")):
+        measured = _difference(cfg, pf, _transferred(cfg, found.runs, method))
+        report.measure("c6", f"PF minus {name}, reward model of another task", measured)
 
 
 def _settings(cfg: DictConfig, report: Report, found: Found) -> None:
@@ -509,9 +507,9 @@ def _judges(cfg: DictConfig, report: Report, found: Found) -> None:
         report.not_testable("c9", f"{len(own.seeds)} seeds of {len(own.shares)} reward models; needs 3 of 3")
         return
     names = [f"{share:g}" for share in sorted(own.shares)]
-    quality = found.quality[found.quality["task"] == cfg.main.task].assign(name=found.quality["name"].astype(str))
-    auroc = {n: quality[quality["name"].map(_as_share) == n].sort_values("seed")["auroc"].to_numpy() for n in names}
-    pf = {name: [_judged(cfg, found.runs, "pf", name, seed).mean() for seed in own.seeds] for name in names}
+    quality = found.quality
+    auroc = {n: quality[quality["name"].map("{:g}".format) == n].sort_values("seed")["auroc"].to_numpy() for n in names}
+    pf = {name: [_judged(found.runs, "pf", name, seed).mean() for seed in own.seeds] for name in names}
     low, middle, high = names
     if not np.isfinite([auroc[low], auroc[high]]).all():
         report.not_testable("c9", "the labelled prefixes held out are all of one kind, so AUROC is not defined")
@@ -519,11 +517,6 @@ def _judges(cfg: DictConfig, report: Report, found: Found) -> None:
     report.measure("c9", "AUROC, all problems minus 5 percent of them", paired_t(auroc[high], auroc[low]))
     report.measure("c9", "PF, all problems minus 25 percent of them", paired_t(pf[high], pf[middle]))
     report.measure("c9", "PF, 25 percent of the problems minus 5 percent", paired_t(pf[middle], pf[low]))
-
-
-def _as_share(name: str) -> str:
-    """The name as `f"{share:g}"` writes it: CSV turns 1 into 1.0."""
-    return name if name == CHAIN_ONLY else f"{float(name):g}"
 
 
 def _repeats(cfg: DictConfig, report: Report, found: Found) -> None:

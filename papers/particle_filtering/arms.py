@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from common.generation.steps import State
     from common.reasoners.workbench import Outcome, Workbench
 
-CHAIN_ONLY = "chain only"  # the reward models that saw no other task
+CHAIN_ONLY = "chain only"  # the shared reward model of chains, as a judge of another task
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,8 @@ class Arm:
     """panel: the comparison that it belongs to. method: greedy, pool (independent samples, each step scored), bon,
     beam, dvts, pf, pg or chains. n: samples, beams or particles. repeats: iterations of pg, chains of `chains`.
     weights: of the policy, None: those of the task. key: how step scores become one. sigma: noise on the oracle's
-    logit, None: the reward model judges. reward: None is the shared one, else (name, training seed) of one of `train`.
+    logit, None: the reward model judges. reward: None is the shared one of the task, else CHAIN_ONLY or one of `train`,
+    (name, training seed).
     """
 
     panel: str
@@ -109,7 +110,8 @@ def listed(cfg: DictConfig) -> list[Arm]:
     for seed in cfg.judges.seeds:
         for share in cfg.judges.shares:
             add("judges", "pf", n=cfg.judges.n, reward=(f"{share:g}", seed), **ablated)
-        add("judges", "pf beam bon", n=cfg.judges.n, reward=(CHAIN_ONLY, seed), **ablated)
+        own = ablated | {"seed": cfg.seed + seed}
+        add("judges", "pf beam bon", n=cfg.judges.n, reward=(CHAIN_ONLY, 0), **own)
     length = {main: 1, second.task: 3}
     return sorted(arms, key=lambda a: -a.n * a.repeats * a.problems * length[a.task] * (1 + 2 * (a.size == "large")))
 
@@ -132,7 +134,8 @@ def bench_of(cfg: DictConfig, arm: Arm, split: str = "test") -> Workbench:
     if not arm.reward:
         return _benches[key]
     bench = _benches[key]
-    folder = Path(cfg.artifacts) / "train" / model_name(*arm.reward)
+    other = arm.reward[0] == CHAIN_ONLY
+    folder = Path(cfg.reasoners) / "prm" / "chain" if other else Path(cfg.artifacts) / "train" / model_name(*arm.reward)
     if (own := (*key, folder)) not in _benches:
         model = load_reward_model(folder).to(cfg.device)
         _benches[own] = replace(bench, judge=lambda: RewardModel(model, bench.prompts))

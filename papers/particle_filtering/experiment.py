@@ -14,56 +14,42 @@ if TYPE_CHECKING:
 
 
 def train(cfg: DictConfig) -> None:
-    """Writes reward models on shares of the main task's labelled problems and some that saw chains alone, one for each
-    seed, and quality.csv: how well each tells right from wrong on labelled problems that none of them saw."""
+    """Writes reward models on shares of the main task's labelled problems, one for each seed, and quality.csv: how well
+    each tells right from wrong on labelled problems that none of them saw."""
     import pandas as pd
 
     from common.workers import run_jobs
-    from papers.particle_filtering.arms import CHAIN_ONLY
 
     own = cfg.judges
-    names = [f"{share:g}" for share in own.shares] + [CHAIN_ONLY]
-    jobs = [(cfg, name, seed) for name in names for seed in own.seeds]
-    rows = [row for part in run_jobs(_train_judge, jobs, cfg.workers if jobs else 1) for row in part]
-    columns = ["name", "seed", "task", "problems", "auroc", "brier", "pairs"]
+    jobs = [(cfg, f"{share:g}", seed) for share in own.shares for seed in own.seeds]
+    rows = run_jobs(_train_judge, jobs, cfg.workers if jobs else 1)
+    columns = ["name", "seed", "problems", "auroc", "brier"]
     pd.DataFrame(rows, columns=columns).to_csv(Path(cfg.out) / "quality.csv", index=False)
 
 
-def _train_judge(job: tuple[DictConfig, str, int]) -> list[dict]:
-    """One reward model, and a row for each task."""
+def _train_judge(job: tuple[DictConfig, str, int]) -> dict:
+    """One reward model; returns its row of quality.csv."""
     import pandas as pd
 
     from common.models.hub import save_model
     from common.reasoners import rewards
-    from papers.particle_filtering.arms import CHAIN_ONLY, model_name
+    from papers.particle_filtering.arms import model_name
 
     cfg, name, seed = job
-    labels = pd.read_parquet(Path(cfg.reasoners) / "prm" / "labels.parquet")
-    labels = labels[labels["task"].isin([cfg.main.task, "chain"])]
-    held_out = labels["problem"] % cfg.judges.held_out == cfg.judges.held_out - 1
-    usable, tested = labels[~held_out], labels[held_out & (labels["problem"] < cfg.judges.held_out * cfg.judges.tested)]
+    own, task = cfg.judges, cfg.main.task
+    labels = pd.read_parquet(Path(cfg.reasoners) / "prm" / "labels.parquet", filters=[("task", "==", task)])
+    held_out = labels["problem"] % own.held_out == own.held_out - 1
+    tested = labels[held_out & (labels["problem"] < own.held_out * own.tested)]
     seeded = cfg.copy()
     seeded.seed = cfg.seed + seed
-    if name == CHAIN_ONLY:
-        used = usable[usable["task"] == "chain"]
-    else:
-        own = usable[(usable["task"] == cfg.main.task) & (usable["problem"] < cfg.judges.labels)]
-        used = _share(own, float(name), seeded.seed)
+    used = _share(labels[~held_out & (labels["problem"] < own.labels)], float(name), seeded.seed)
     model = rewards.fit(seeded, used, cfg.rewards.steps, model_name(name, seed))
     save_model(model, Path(cfg.out) / model_name(name, seed))
-    rows = []
-    for task, group in tested.groupby("task"):
-        scores = rewards.predict(model, group)
-        metrics, _ = rewards.quality(group, scores)
-        rows.append(
-            {
-                "name": name, "seed": seed, "task": task,
-                "problems": int(used[used["task"] == task]["problem"].nunique()),
-                "auroc": metrics.get(f"{task} auroc", float("nan")), "brier": metrics[f"{task} brier"],
-                "pairs": _concordance(group, scores),
-            }
-        )  # fmt: skip
-    return rows
+    metrics, _ = rewards.quality(tested, rewards.predict(model, tested))
+    return {
+        "name": name, "seed": seed, "problems": int(used["problem"].nunique()),
+        "auroc": metrics.get(f"{task} auroc", float("nan")), "brier": metrics[f"{task} brier"],
+    }  # fmt: skip
 
 
 def _share(labels: pd.DataFrame, share: float, seed: int) -> pd.DataFrame:
@@ -71,20 +57,6 @@ def _share(labels: pd.DataFrame, share: float, seed: int) -> pd.DataFrame:
     problems = np.sort(labels["problem"].unique())
     kept = np.random.default_rng([seed, 0x5A]).permutation(problems)[: max(2, round(share * len(problems)))]
     return labels[labels["problem"].isin(kept)]
-
-
-def _concordance(labels: pd.DataFrame, scores: np.ndarray) -> float:
-    """Of pairs of prefixes of one problem whose success rates differ by 1/2 or more, the share in the right order.
-
-    AUROC over all prefixes is flattered by problems that differ in difficulty; search compares within a problem.
-    """
-    right = total = 0
-    for _, group in labels.assign(score=scores).groupby("problem"):
-        rate, score = group["rate"].to_numpy(), group["score"].to_numpy()
-        differ = rate[:, None] - rate[None, :] >= 0.5
-        right += int((differ & (score[:, None] > score[None, :])).sum())
-        total += int(differ.sum())
-    return right / total if total else float("nan")
 
 
 def infer(cfg: DictConfig) -> None:

@@ -231,12 +231,6 @@ def test_the_problem_of_the_figure_follows_its_rule():
     assert plots.pick(pd.concat([*lucky, two_steps("pf", 3, False, False)])) == -1
 
 
-def test_concordance_compares_within_a_problem():
-    labels = pd.DataFrame({"problem": [0, 0, 1, 1, 1], "rate": [0.0, 1.0, 0.0, 0.2, 0.9]})
-    assert experiment._concordance(labels, np.array([0.1, 0.2, 0.8, 0.9, 0.85])) == pytest.approx(2 / 3)
-    assert np.isnan(experiment._concordance(labels[:1], np.array([0.1])))
-
-
 def test_a_smaller_share_is_part_of_a_larger_one():
     labels = pd.DataFrame({"problem": np.repeat(np.arange(100), 3), "rate": 0.5})
     small, large = (set(experiment._share(labels, share, 7)["problem"]) for share in (0.05, 0.25))
