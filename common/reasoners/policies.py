@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-    from common.training.data import Batches, Example
+    from common.training.data import Batch, Batches, Example
 
 WORDS = [*map(str, range(100)), *"+-*/=>:, x$#?~", *chain.LABELS]
 STEP_ENDS, ANSWER_END = (",",), "$"
@@ -72,8 +72,9 @@ def train(cfg: DictConfig) -> None:
 
     words, own = tokenizer(), cfg.sizes[_size(cfg)]
     end = words.convert_tokens_to_ids(ANSWER_END)
-    if _name(cfg) in cfg.begin:
-        model = load_model(Path(cfg.reasoners) / cfg.begin[_name(cfg)], attention="eager").to(cfg.device)
+    begin = [Path(cfg.reasoners) / cfg.begin[_name(cfg)]] if _name(cfg) in cfg.begin else []
+    if begin:
+        model = load_model(begin[0], attention="eager").to(cfg.device)
     else:
         model = build(
             _plain(own.model), vocab_size=len(words), eos_token_id=end, pad_token_id=0, seed=cfg.seed, attention="eager"
@@ -94,7 +95,8 @@ def train(cfg: DictConfig) -> None:
         "kept",
         "seed",
     ]
-    folder = checkpoint_folder(cfg.checkpoints, cfg.stage, [cfg.stage, _plain(OmegaConf.masked_copy(cfg, keys))])
+    settings = [cfg.stage, _plain(OmegaConf.masked_copy(cfg, keys))]
+    folder = checkpoint_folder(cfg.checkpoints, cfg.stage, settings, begin)
     watch = _Watch(cfg, model, words, folder)
     state = fit(model, _mixture(cfg, words, watch), config, checkpoints=folder, after_step=watch, title=cfg.stage)
     out = Path(cfg.out)
@@ -106,7 +108,7 @@ def train(cfg: DictConfig) -> None:
         shutil.copytree(kept.folder, out / kept.name)
         # Measured again: the accuracy that made these weights the nearest is a biased one.
         task, measure = watch.tests[kept.name]
-        test = problems(cfg, task, "warmup", 2 * cfg.watch.problems)[cfg.watch.problems :]
+        test = problems(cfg, task, "warmup", cfg.watch.problems + cfg.watch.again)[cfg.watch.problems :]
         again = accuracy(load_model(out / kept.name), words, test, do_sample=measure == "sampled")
         inside = kept.wanted[0] <= again <= kept.wanted[1]
         metrics[kept.name] = {"step": kept.step, measure: again, "range": kept.wanted, "inside": inside}
@@ -121,7 +123,7 @@ def train(cfg: DictConfig) -> None:
 
 def accuracies(cfg: DictConfig, model: PreTrainedModel, words: PreTrainedTokenizerFast) -> dict[str, dict[str, float]]:
     """Greedy and sampled (temperature 1) accuracy by task and difficulty on held-out problems."""
-    count, table = cfg.watch.problems, {}
+    count, table = cfg.watch.again, {}
     if _name(cfg) in cfg.styles:
         low, high = cfg.style_chain.steps
         longer = range(low, high + 3)  # two more than it was trained on
@@ -167,13 +169,13 @@ class _Kept:
 
             self.accuracy, self.step = accuracy, step
             save_model(model, self.folder)
-            self.folder.with_suffix(".json").write_text(json.dumps([accuracy, step]))
+            _write_json(self.folder.with_suffix(".json"), [accuracy, step])
 
 
 class _Watch:
     """Called after each training step: measures accuracies at times and offers the weights to those that keep them.
 
-    learned_at: the step at which chains were first solved as often as cfg.rows.learned asks; None until then.
+    What it measured is kept on disk, so that a run that goes on from a checkpoint sees what it saw.
     """
 
     def __init__(self, cfg: DictConfig, model: PreTrainedModel, words: PreTrainedTokenizerFast, folder: Path) -> None:
@@ -185,27 +187,33 @@ class _Watch:
         self.problems = {
             task: problems(cfg, task, "warmup", cfg.watch.problems) for task, _ in set(self.tests.values())
         }
-        self.passed = dict.fromkeys(self.tests.values(), 0)  # times in a row that all ranges lay below
-        self.needed, self.record = cfg.rows.learned[_size(cfg)], folder / "learned.json"
-        self.learned_at: int | None = json.loads(self.record.read_text()) if self.record.exists() else None
+        self.needed, self.record = cfg.rows.learned[_size(cfg)], folder / "watch.json"
+        self.found: dict[str, dict[str, float]] = {}  # task -> step -> accuracy; steps are text, as JSON has them
+        if self.record.exists():
+            self.found = json.loads(self.record.read_text())
 
     def __call__(self, step: int) -> None:
         if step < self.first or step % self.settings.every:
             return
         self.model.eval()
         for test in sorted(set(self.tests.values())):
-            if self.passed[test] == PASSED:
-                continue
             task, measure = test
-            found = accuracy(self.model, self.words, self.problems[task], do_sample=measure == "sampled")
             wanting = [kept for kept in self.kept if self.tests[kept.name] == test]
+            before = [found for at, found in self.found.get(task, {}).items() if int(at) < step]
+            if len(before) >= PASSED and min(before[-PASSED:]) > max(kept.wanted[1] for kept in wanting):
+                continue
+            found = accuracy(self.model, self.words, self.problems[task], do_sample=measure == "sampled")
             for kept in wanting:
                 kept.offer(self.model, found, step)
-            self.passed[test] = self.passed[test] + 1 if found > max(kept.wanted[1] for kept in wanting) else 0
-            if task == "chain_hard" and self.learned_at is None and found >= self.needed:
-                self.learned_at = step
-                self.record.write_text(str(step))
+            self.found.setdefault(task, {})[str(step)] = found
+        _write_json(self.record, self.found)
         self.model.train()
+
+    @property
+    def learned_at(self) -> int | None:
+        """The step at which chains were first solved as often as cfg.rows.learned asks; None until then."""
+        steps = (int(at) for at, found in self.found.get("chain_hard", {}).items() if found >= self.needed)
+        return min(steps, default=None)
 
 
 def _mixture(cfg: DictConfig, words: PreTrainedTokenizerFast, watch: _Watch) -> Batches:
@@ -214,7 +222,7 @@ def _mixture(cfg: DictConfig, words: PreTrainedTokenizerFast, watch: _Watch) -> 
     from common.training import data
 
     if _name(cfg) in cfg.sizes:
-        first, then = dict(cfg.rows.first), dict(cfg.rows.then)
+        first, then = dict(cfg.rows.first[_name(cfg)]), dict(cfg.rows.then)
     else:
         first = {"style_chain": cfg.rows.style_chain}
         if _name(cfg) == "backtrack":
@@ -225,7 +233,20 @@ def _mixture(cfg: DictConfig, words: PreTrainedTokenizerFast, watch: _Watch) -> 
         data.mixture(*(data.bucketed(examples[t], rows, seed=cfg.seed) for t, rows in shares.items()))
         for shares in (first, then)
     )
-    return lambda step: late(step) if watch.learned_at is not None and step >= watch.learned_at else early(step)
+
+    def batches(step: int) -> list[Batch]:
+        learned_at = watch.learned_at
+        return early(step) if learned_at is None or step < learned_at else late(step)
+
+    return batches
+
+
+def _write_json(path: Path, content: Any) -> None:
+    """Renamed into place, since the process may be killed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(json.dumps(content))
+    partial.replace(path)
 
 
 def _examples(words: PreTrainedTokenizerFast, of: list[Problem]) -> list[Example]:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from common.metrics.intervals import paired_bootstrap, ratio_of_sums
 from common.reasoners import policies
 
 if TYPE_CHECKING:
@@ -125,8 +126,9 @@ def fit(cfg: DictConfig, labels: pd.DataFrame, steps: int, name: str) -> PreTrai
     policy = load_model(Path(cfg.reasoners) / "reasoner_base" / "final", attention="eager").to(cfg.device)
     model = reward_model(policy, seed=cfg.seed)
     config = TrainConfig(
-        steps=steps, learning_rate=own.learning_rate, warmup_steps=steps // 10, seed=cfg.seed, weight_decay=0.05
-    )
+        steps=steps, learning_rate=own.learning_rate, warmup_steps=steps // 10, seed=cfg.seed, weight_decay=0.05,
+        shards=own.shards,
+    )  # fmt: skip
     folder = checkpoint_folder(cfg.checkpoints, name, [policies._plain(own), cfg.seed, labels["rate"].sum()])
     train(model, _balanced(cfg, rows, round(own.balanced * steps)), config, loss=step_loss, checkpoints=folder,
           title=name)  # fmt: skip
@@ -209,26 +211,44 @@ def several_answers(cfg: DictConfig) -> pd.DataFrame:
 
 
 def ranking(answers: pd.DataFrame, scores: np.ndarray) -> dict[str, float]:
-    """By task: of pairs of a right and a wrong answer to one problem, the share that the scores put in the right order.
+    """By task: of pairs of a right and a wrong answer to one problem, the share that the scores put in the right order,
+    and the lower end of its 95% interval over problems (NaN with fewer than two of these).
 
     AUROC over all answers is flattered by problems that differ in difficulty; a search compares within a problem.
     """
-    return {
-        f"{task} auroc within a problem": auroc_within(of["of"], of["rate"] > 0.5, of["score"])
-        for task, of in answers.assign(score=scores).groupby("task")
-    }
+    metrics = {}
+    for task, of in answers.assign(score=scores).groupby("task"):
+        ordered, pairs = pairs_in_order(of["of"], of["rate"] > 0.5, of["score"])
+        metrics[f"{task} auroc within a problem"] = _share(ordered, pairs)
+        several = len(pairs) > 1
+        metrics[f"{task} auroc within a problem, low"] = (
+            paired_bootstrap(ordered, pairs, ratio_of_sums).low if several else float("nan")
+        )
+    return metrics
 
 
 def auroc_within(problems: ArrayLike, right: ArrayLike, scores: ArrayLike) -> float:
     """Of all pairs of a right and a wrong answer to one problem, the share in which the right one has the higher score;
     ties count half. NaN without such a pair. All [answers]."""
+    return _share(*pairs_in_order(problems, right, scores))
+
+
+def _share(ordered: np.ndarray, pairs: np.ndarray) -> float:
+    return ratio_of_sums(ordered, pairs) if len(pairs) else float("nan")
+
+
+def pairs_in_order(problems: ArrayLike, right: ArrayLike, scores: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Of each problem with right and wrong answers: pairs of the two that the scores put in the right order (a tie is
+    half a pair), and all pairs; both float64 [such problems]."""
     of, good, score = np.asarray(problems), np.asarray(right, dtype=bool), np.asarray(scores, dtype=float)
-    ordered = total = 0.0
+    ordered, pairs = [], []
     for problem in np.unique(of):
         mine = of == problem
         above = np.sign(score[mine & good][:, None] - score[mine & ~good][None, :])
-        ordered, total = ordered + float((above + 1).sum()) / 2, total + above.size
-    return ordered / total if total else float("nan")
+        if above.size:
+            ordered.append(float((above + 1).sum()) / 2)
+            pairs.append(float(above.size))
+    return np.array(ordered), np.array(pairs)
 
 
 def train_prm(cfg: DictConfig) -> None:

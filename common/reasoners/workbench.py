@@ -271,13 +271,18 @@ def gate(cfg: DictConfig, size: str, weights: str) -> str | None:
     return f"gate: {measure} accuracy of {size}/{weights} measured {kept[measure]:.3f}, needed {low} to {high}"
 
 
-def reward_gate(cfg: DictConfig, name: str, reward: str = "prm") -> str | None:
-    """Why a reward model cannot guide a search on a task (it hardly ranks the answers to one problem), or None."""
+def reward_gate(cfg: DictConfig, task: str, reward: str = "prm") -> str | None:
+    """Why a reward model cannot guide a search on a task (it hardly ranks the answers to one problem, or too few were
+    ranked to tell it from a coin), or None."""
     folder = Path(cfg.reasoners) / reward
     if (folder / "model.json").exists():
         return None
     metrics = json.loads((folder / "metrics.json").read_text())
-    share, needed = metrics[f"{name} auroc within a problem"], metrics[f"{name} needed"]
-    if share >= needed:
+    name = f"{task} auroc within a problem"
+    share, low, needed = metrics[name], metrics[f"{name}, low"], metrics[f"{task} needed"]
+    if share >= needed and low > 0.5:
         return None
-    return f"gate: AUROC of {reward} within a problem measured {share:.3f} on {name}, needed {needed}"
+    return (
+        f"gate: AUROC of {reward} within a problem measured {share:.3f} on {task}, needed {needed} with a 95% interval "
+        f"above 0.5 (it begins at {low:.3f})"
+    )

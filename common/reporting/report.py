@@ -129,7 +129,8 @@ class Report:
         judged = {claim.id: self._judged(claim) for claim in self._claims.values()}
         counts = {verdict: sum(c["verdict"] == verdict for c in judged.values()) for verdict in claims_module.VERDICTS}
         metrics = {f"claims {verdict}": counts[verdict] for verdict in claims_module.VERDICTS} | self._metrics
-        self.out.mkdir(parents=True, exist_ok=True)
+        for folder in ("tables", "figures"):  # also of a run whose gates leave nothing to show: they are outputs of DVC
+            (self.out / folder).mkdir(parents=True, exist_ok=True)
         write_json(self.out / "claims.json", judged)
         write_json(self.out / "metrics.json", metrics)
         origin = provenance.collect(self.cfg)

@@ -44,7 +44,8 @@ def gemm_ceiling(rounds: int = 5, tokens: int = 4096) -> pd.DataFrame:
 
 
 def bench_training(rows: int = 128, steps: int = 8, rounds: int = 5) -> pd.DataFrame:
-    """Tokens/s of `train` for the 0.28M Llama on chains, interleaved: eager or fused attention, float32 or bfloat16.
+    """Tokens/s of `train` for the 0.28M Llama on chains, interleaved: eager or fused attention, float32 or bfloat16, in
+    one process, and the first of these in two shards.
 
     gflops: of the matrix products that a step needs (forward, and twice that backward) at the measured speed; against
     `gemm_ceiling` it says how much of the time is not matrix products.
@@ -54,14 +55,14 @@ def bench_training(rows: int = 128, steps: int = 8, rounds: int = 5) -> pd.DataF
     batches = mixture(bucketed(_examples(rows * steps), rows))
     sizes = [batch.input_ids.shape for step in range(steps) for batch in batches(step)]
     tokens = sum(shape.numel() for shape in sizes)
-    config = TrainConfig(steps=steps)
+    config = TrainConfig(steps=steps, shards=1)
     variants: dict[str, Callable[[], Any]] = {}
     for attention in ("eager", "sdpa"):
-        for bf16 in (False, True):
-            model = build("llama-0.28m", vocab_size=len(SYMBOLS), attention=attention)
-            settings = replace(config, bf16=bf16)
-            name = f"{attention}, {'bfloat16' if bf16 else 'float32'}"
-            variants[name] = partial(train, model, batches, settings)
+        model = build("llama-0.28m", vocab_size=len(SYMBOLS), attention=attention)
+        for precision, bf16 in (("float32", False), ("bfloat16", True)):
+            variants[f"{attention}, {precision}"] = partial(train, model, batches, replace(config, bf16=bf16))
+    model = build("llama-0.28m", vocab_size=len(SYMBOLS), attention="eager")
+    variants["eager, float32, 2 shards"] = partial(train, model, batches, replace(config, shards=2))
     timings = compare(variants, rounds=rounds)
     flops = 3 * sum(forward_flops(model.config, length, batch=batch) for batch, length in sizes)
     first = next(iter(variants))

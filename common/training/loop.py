@@ -1,7 +1,7 @@
 """The supervised training loop: AdamW, warm-up and cosine, clipping, held-out loss, early stopping, checkpoints.
 
 Safe to kill at any moment: checkpoints are renamed into place, batches are functions of the step, and a resumed
-run ends with the weights, bit for bit, of one that was never interrupted (same machine, same number of threads).
+run ends with the weights, bit for bit, of one that was never interrupted (on the same machine).
 """
 
 from __future__ import annotations
@@ -22,11 +22,10 @@ import torch
 import torch.nn.functional as F
 
 from common.training.data import IGNORED, Batch, Batches
+from common.training.shards import Gradient, Loss
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-Loss = Callable[["PreTrainedModel", Batch], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -35,6 +34,7 @@ class TrainConfig:
     `final_rate` times it. weight_decay: on matrices only. evaluate_every: steps between held-out losses (0: only at
     the end). patience: evaluations without a new best after which training stops and returns to the best weights
     (None: never). checkpoint_every: steps. bf16: autocast of the forward pass; float32 learns more per token.
+    shards: of the rows of each batch, computed side by side on the CPU (see `shards.Gradient`).
     """
 
     steps: int
@@ -48,10 +48,11 @@ class TrainConfig:
     patience: int | None = None
     checkpoint_every: int = 100
     bf16: bool = False
+    shards: int = 2
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "learning_rate", "clip_norm", "checkpoint_every"):
+        for name in ("steps", "learning_rate", "clip_norm", "checkpoint_every", "shards"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
         for name in ("warmup_steps", "evaluate_every", "weight_decay", "final_rate"):
@@ -125,7 +126,6 @@ def train(
     """
     if config.patience is not None and not held_out:
         raise ValueError(f"patience={config.patience} needs held-out batches")
-    device = model.device
     optimizer = _optimizer(model, config)
     file = None if checkpoints is None else checkpoints / "checkpoint.pt"
     state, best = TrainState(), None
@@ -136,9 +136,13 @@ def train(
             state, best = _load(file, model, optimizer, config)
     model.train()
     began, earlier = time.perf_counter(), state.seconds
-    with _interruptible() as interrupted, _progress(title, config.steps, state.step) as show:
+    with (
+        _interruptible() as interrupted,
+        Gradient(model, loss, config.shards, bf16=config.bf16) as gradient,
+        _progress(title, config.steps, state.step) as show,
+    ):
         while state.step < config.steps and not state.stopped_early:
-            step_loss, tokens = _step(model, optimizer, batches(state.step), config, state.step, loss, device)
+            step_loss, tokens = _step(gradient, optimizer, batches(state.step), config, state.step)
             state.step, state.tokens = state.step + 1, state.tokens + tokens
             state.recent.append(step_loss)
             due = config.evaluate_every and state.step % config.evaluate_every == 0
@@ -162,33 +166,20 @@ def train(
 
 
 def _step(
-    model: PreTrainedModel,
-    optimizer: torch.optim.Optimizer,
-    batches: list[Batch],
-    config: TrainConfig,
-    step: int,
-    loss: Loss,
-    device: torch.device,
+    gradient: Gradient, optimizer: torch.optim.Optimizer, batches: list[Batch], config: TrainConfig, step: int
 ) -> tuple[float, int]:
     """One optimiser step: mean loss per label, tokens read. Weights stay if loss or gradient is not finite."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate_at(step, config)
-    labels = sum(int((batch.labels[:, 1:] != IGNORED).sum()) for batch in batches)
-    total, tokens = 0.0, 0
-    for batch in batches:
-        batch = Batch(batch.input_ids.to(device), batch.labels.to(device))
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
-            part = loss(model, batch) / labels
-        part.backward()
-        total, tokens = total + part.item(), tokens + batch.input_ids.numel()
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
-    if not (math.isfinite(total) and math.isfinite(norm)):
+    loss, tokens = gradient(batches)
+    norm = torch.nn.utils.clip_grad_norm_(gradient.parameters, config.clip_norm)
+    if not (math.isfinite(loss) and math.isfinite(norm)):
         raise FloatingPointError(
-            f"step {step + 1}: loss {total}, gradient norm {float(norm)}; try a lower learning rate"
+            f"step {step + 1}: loss {loss}, gradient norm {float(norm)}; try a lower learning rate"
         )
     optimizer.step()
     optimizer.zero_grad()
-    return total, tokens
+    return loss, tokens
 
 
 @torch.no_grad()

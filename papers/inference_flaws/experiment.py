@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from common.tasks.problem import Problem
+    from common.training.data import Example
 
 STYLES = ("first", "last")
 CHUNK_ROWS = 2400  # sequences in one batch
@@ -27,13 +28,9 @@ def _tokenizer() -> PreTrainedTokenizerFast:
 
 def train(cfg: DictConfig) -> None:
     """Writes a folder in hub format for each model of the family, which plays the paper's 17 models."""
-    from common.models.build import build
-    from common.models.hub import save_model
     from common.tasks import exprs
-    from common.training.checkpoint import checkpoint_folder
-    from common.training.data import Example, bucketed, mixture
-    from common.training.loop import TrainConfig
-    from common.training.loop import train as fit
+    from common.training.data import Example
+    from common.workers import run_jobs
 
     words, own = _tokenizer(), cfg.training
     problems = exprs.generate(cfg.seed, own.problems)
@@ -41,31 +38,45 @@ def train(cfg: DictConfig) -> None:
         problems += exprs.generate(cfg.seed, round(own.problems * own.styled / 2), style=style)
     prompts, answers = (words([getattr(p, part) for p in problems])["input_ids"] for part in ("prompt", "answer"))
     examples = [Example([*p, *a], len(p)) for p, a in zip(prompts, answers, strict=True)]
-    for name, member in cfg.family.items():
-        seed = cfg.seed + member.seed
-        sizes = {
-            "hidden_size": member.hidden_size,
-            "num_hidden_layers": member.layers,
-            "intermediate_size": 2 * member.hidden_size,
-            "vocab_size": len(words),
-            "eos_token_id": words.convert_tokens_to_ids(exprs.END),
-            "pad_token_id": words.pad_token_id,
-        }
-        model = build(sizes, seed=seed, attention="eager").to(cfg.device)
-        config = TrainConfig(
-            steps=member.steps, learning_rate=own.learning_rate, warmup_steps=own.warmup_steps, seed=seed
-        )
-        settings = [{k: own[k] for k in own}, {k: member[k] for k in member}, cfg.seed]
-        state = fit(
-            model,
-            mixture(bucketed(examples, own.rows, seed=seed)),
-            config,
-            checkpoints=checkpoint_folder(cfg.checkpoints, name, settings),
-            title=name,
-        )
-        save_model(model.cpu(), Path(cfg.out) / name)
-        loss = state.history[-1]["train_loss"]
-        print(f"{name}: {state.step} steps, {state.seconds:.0f} s, training loss {loss:.2f}", flush=True)
+    names = sorted(cfg.family, key=lambda name: -cfg.family[name].steps * cfg.family[name].hidden_size)  # long first
+    run_jobs(_train_member, [(cfg, name, examples) for name in names], cfg.workers)
+
+
+def _train_member(job: tuple[DictConfig, str, list[Example]]) -> None:
+    from common.models.build import build
+    from common.models.hub import save_model
+    from common.tasks import exprs
+    from common.training.checkpoint import checkpoint_folder
+    from common.training.data import bucketed, mixture
+    from common.training.loop import TrainConfig
+    from common.training.loop import train as fit
+
+    cfg, name, examples = job
+    words, own, member = _tokenizer(), cfg.training, cfg.family[name]
+    seed = cfg.seed + member.seed
+    sizes = {
+        "hidden_size": member.hidden_size,
+        "num_hidden_layers": member.layers,
+        "intermediate_size": 2 * member.hidden_size,
+        "vocab_size": len(words),
+        "eos_token_id": words.convert_tokens_to_ids(exprs.END),
+        "pad_token_id": words.pad_token_id,
+    }
+    model = build(sizes, seed=seed, attention="eager").to(cfg.device)
+    config = TrainConfig(
+        steps=member.steps, learning_rate=own.learning_rate, warmup_steps=own.warmup_steps, seed=seed, shards=1
+    )
+    settings = [{k: own[k] for k in own}, {k: member[k] for k in member}, cfg.seed]
+    state = fit(
+        model,
+        mixture(bucketed(examples, own.rows, seed=seed)),
+        config,
+        checkpoints=checkpoint_folder(cfg.checkpoints, name, settings),
+        title=name,
+    )
+    save_model(model.cpu(), Path(cfg.out) / name)
+    loss = state.history[-1]["train_loss"]
+    print(f"{name}: {state.step} steps, {state.seconds:.0f} s, training loss {loss:.2f}", flush=True)
 
 
 def infer(cfg: DictConfig) -> None:

@@ -104,8 +104,10 @@ def listed(cfg: DictConfig) -> list[Arm]:
     for temperature in cfg.temperatures.grid:
         add("temperature", "pf", n=cfg.temperatures.n, **(ablated | {"temperature": float(temperature)}))
     ablated["problems"] = cfg.repeats.problems
-    for n, times in cfg.repeats.pairs:
-        add("repeats", "pg chains" if times > 1 else "pf", n=n, repeats=times, **ablated)
+    for seed in cfg.repeats.seeds:
+        for n, times in cfg.repeats.pairs:
+            own = ablated | {"seed": cfg.seed + seed, "n": n, "repeats": times}
+            add("repeats", "pg chains" if times > 1 else "pf", **own)
     ablated["problems"] = cfg.judges.problems
     for seed in cfg.judges.seeds:
         for share in cfg.judges.shares:

@@ -202,7 +202,7 @@ def test_a_loss_that_is_not_a_number_stops_with_the_step_named(tmp_path, where):
         return loss
 
     poisoned.calls = 0
-    config = replace(CONFIG, evaluate_every=0)
+    config = replace(CONFIG, evaluate_every=0, shards=1)
     with pytest.raises(FloatingPointError, match=r"step 8: loss .* gradient norm"):
         train(tiny(), BATCHES, config, checkpoints=tmp_path, loss=poisoned)
     content = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
@@ -317,7 +317,8 @@ def test_bench_measures_every_variant():
     from common.training.bench import bench_training, gemm_ceiling
 
     frame = bench_training(rows=4, steps=1, rounds=1)
-    assert list(frame.variant) == ["eager, float32", "eager, bfloat16", "sdpa, float32", "sdpa, bfloat16"]
+    kinds = ["eager, float32", "eager, bfloat16", "sdpa, float32", "sdpa, bfloat16", "eager, float32, 2 shards"]
+    assert list(frame.variant) == kinds
     assert (frame.tokens_per_s > 0).all()
     assert (gemm_ceiling(rounds=1, tokens=64).gflops > 0).all()
 

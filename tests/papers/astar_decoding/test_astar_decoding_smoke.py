@@ -29,8 +29,9 @@ def written(root):
 
 
 @pytest.mark.slow
-def test_untrained_policies_miss_their_gates_and_say_so(root):
+def test_untrained_policies_miss_their_gates_and_say_so(root, missing_outputs):
     out = run(SLUG, "figures", ["profile=smoke"], root=root)
+    assert missing_outputs(SLUG, root) == []
     claims = json.loads((out / "claims.json").read_text())
     assert list(claims) == [f"c{i}" for i in range(1, 8)]
     assert "gate: greedy accuracy of base/chain_hard measured" in claims["c1"]["reason"]

@@ -22,8 +22,9 @@ def root(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_untrained_models_miss_the_gate_and_say_so(root):
+def test_untrained_models_miss_the_gate_and_say_so(root, missing_outputs):
     out = run(SLUG, "figures", ["profile=smoke"], root=root)
+    assert missing_outputs(SLUG, root) == []
     claims = json.loads((out / "claims.json").read_text())
     assert list(claims) == [f"c{i}" for i in range(1, 10)]
     assert claims["c9"]["verdict"] == "reproduced"

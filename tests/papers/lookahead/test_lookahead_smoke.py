@@ -46,7 +46,8 @@ def deterministic(folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_every_claim_is_judged_and_every_figure_drawn(results):
+def test_every_claim_is_judged_and_every_figure_drawn(results, root, missing_outputs):
+    assert missing_outputs("lookahead", root) == []
     claims = json.loads((results / "claims.json").read_text())
     declared = yaml.safe_load((ROOT / "papers" / "lookahead" / "reported.yaml").read_text())["claims"]
     assert list(claims) == [claim["id"] for claim in declared] == [f"c{i}" for i in range(1, 9)]

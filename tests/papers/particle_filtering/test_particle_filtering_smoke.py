@@ -26,8 +26,9 @@ def root(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_untrained_models_miss_the_gate_and_say_so(root):
+def test_untrained_models_miss_the_gate_and_say_so(root, missing_outputs):
     out = run(SLUG, "figures", SMOKE, root=root)
+    assert missing_outputs(SLUG, root) == []
     claims = json.loads((out / "claims.json").read_text())
     assert list(claims) == [f"c{i}" for i in range(1, 15)]
     assert "gate: greedy accuracy of base/countdown measured" in claims["c1"]["reason"]

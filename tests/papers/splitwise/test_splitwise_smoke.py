@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -46,7 +47,10 @@ def results(root: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_every_claim_is_judged_and_every_table_and_figure_is_there(results: Path) -> None:
+def test_every_claim_is_judged_and_every_table_and_figure_is_there(
+    results: Path, root: Path, missing_outputs: Callable[[str, Path], list[str]]
+) -> None:
+    assert missing_outputs(SLUG, root) == []
     claims = json.loads((results / "claims.json").read_text())
     declared = yaml.safe_load((ROOT / "papers" / SLUG / "reported.yaml").read_text())
     assert list(claims) == [claim["id"] for claim in declared["claims"]] == [f"c{i}" for i in range(1, 14)]
