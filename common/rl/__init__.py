@@ -1,0 +1,1 @@
+"""Reinforcement learning of reasoners: rollouts, rewards, advantages, objectives, one training loop."""

@@ -1,0 +1,129 @@
+"""Rollouts: sampled answers to groups of the same problem, with the log-probabilities that they were sampled with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from common.generation.ledger import Ledger
+from common.generation.random import keys
+from common.generation.sampler import generate
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+    from common.tasks.problem import Problem
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """N answers, `group_size` to each of P problems, one after the other: row n belongs to problem n // group_size.
+
+    ids: int64 [N, T], prompt and answer, padded on the right; causal attention needs no mask for that, and positions
+    count from the first token. response: bool [N, T], the sampled tokens, the end token included. trained: bool [N, T],
+    those of them that carry a loss; forced tokens do not. logp: float32 [N, T], log-probability of each response token
+    under the sampling distribution, 0 elsewhere. finished: bool [N], ended by itself and not by the limit of tokens.
+    """
+
+    ids: torch.Tensor
+    response: torch.Tensor
+    trained: torch.Tensor
+    logp: torch.Tensor
+    finished: torch.Tensor
+    group_size: int
+    problems: list[Problem]
+    texts: list[str]
+
+    @property
+    def length(self) -> torch.Tensor:
+        """Sampled tokens of each answer, the end token included, float32 [N]."""
+        return self.response.sum(1).float()
+
+    def groups(self, values: torch.Tensor) -> torch.Tensor:
+        """[N] as [P, group_size]: a term or an estimator looks at its own group only."""
+        return values.view(-1, self.group_size)
+
+    def rows(self, index: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The tensors of some rows, for a minibatch."""
+        return {name: getattr(self, name)[index] for name in ("ids", "response", "trained", "logp")}
+
+
+def sample(
+    policy: PreTrainedModel,
+    words: PreTrainedTokenizerFast,
+    problems: Sequence[Problem],
+    group_size: int,
+    max_new_tokens: int,
+    *,
+    stop_tokens: Sequence[int],
+    temperature: float = 1.0,
+    seed: int = 0,
+    step: int = 0,
+) -> tuple[Rollout, Ledger]:
+    """group_size answers to each problem, all in one batch. A draw is a function of (seed, step, problem, sample).
+
+    logp comes from a forward pass over whole answers and not from the sampler: the policy's update reads answers the
+    same way, so that the first ratio is exactly 1. Raises ValueError for no problems or no samples.
+    """
+    if not problems or group_size < 1:
+        raise ValueError(f"a rollout needs problems and samples, not {len(problems)} problems of {group_size} samples")
+    prompts = [ids for ids in words([p.prompt for p in problems])["input_ids"] for _ in range(group_size)]
+    number = range(len(prompts))
+    streams = [int(k) for k in keys(seed, step, [n // group_size for n in number], [n % group_size for n in number])]
+    out = generate(
+        policy, prompts, max_new_tokens, do_sample=True, temperature=temperature, seed=seed, streams=streams,
+        stop_tokens=stop_tokens,
+    )  # fmt: skip
+    answers = [answer.tolist() for answer in out.tokens]
+    ids, response = padded(prompts, answers)
+    device = policy.device
+    rollout = Rollout(
+        ids.to(device), response.to(device), response.to(device), torch.zeros(ids.shape, device=device),
+        torch.tensor(out.stopped, device=device), group_size, list(problems), words.batch_decode(answers),
+    )  # fmt: skip
+    with torch.no_grad():
+        logp, _ = log_probs(policy, rollout.ids, rollout.response, temperature)
+    return replace(rollout, logp=logp), out.ledger
+
+
+def padded(prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """ids int64 [N, T] padded with 0 on the right, and bool [N, T]: which of them belong to the answers."""
+    rows = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
+    ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
+    response = torch.zeros(ids.shape, dtype=torch.bool)
+    for n, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
+        ids[n, : len(row)] = torch.tensor(row)
+        response[n, len(prompt) : len(row)] = True
+    return ids, response
+
+
+def log_probs(
+    model: PreTrainedModel, ids: torch.Tensor, response: torch.Tensor, temperature: float = 1.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probability of each response token given what is before it, and the entropy (nats) of the distribution that
+    it was drawn from, both float32 [N, T] and 0 off the response. Differentiable; the head sees response positions
+    alone. Raises ValueError for a response without a prompt.
+    """
+    if bool(response[:, 0].any()):
+        raise ValueError("a response cannot begin at the first position: nothing predicts that token")
+    embedded = model.get_input_embeddings()(ids)
+    hidden = model.base_model(inputs_embeds=embedded, use_cache=False).last_hidden_state[:, :-1]
+    at = response[:, 1:]
+    logits = (model.get_output_embeddings()(hidden[at]).float() / temperature).log_softmax(-1)
+    blank = torch.zeros(ids.shape, device=ids.device)
+    logp = blank.masked_scatter(response, logits.gather(-1, ids[response][:, None])[:, 0])
+    entropy = blank.masked_scatter(response, -(logits.exp() * logits).sum(-1))
+    return logp, entropy
+
+
+Verify = Callable[["Problem", str], bool]
+
+
+def correct(rollout: Rollout, verify: Verify) -> torch.Tensor:
+    """1 for each right answer, 0 for others, float32 [N]."""
+    owners = [problem for problem in rollout.problems for _ in range(rollout.group_size)]
+    right = [float(verify(problem, text)) for problem, text in zip(owners, rollout.texts, strict=True)]
+    return torch.tensor(right, device=rollout.ids.device)
