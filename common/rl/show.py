@@ -45,7 +45,7 @@ def group(
     shown = np.array([float(rewards[n]) for n in rows])
     axis.set(
         xlim=(0, longest), ylim=(size, 0), xlabel="token of the answer", yticks=np.arange(size) + 0.43,
-        yticklabels=[f"reward {reward:.2g}" for reward in shown], title=rollout.problems[index].prompt,
+        yticklabels=[f"reward {reward:.3g}" for reward in shown], title=rollout.problems[index].prompt,
     )  # fmt: skip
     axis.grid(False)
     scale = plt.cm.ScalarMappable(plt.Normalize(-largest, largest), colours)

@@ -1,0 +1,137 @@
+"""The stages: policies trained with different clipping rules, students of data of known quality, their answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from omegaconf import DictConfig
+
+
+COLUMNS = {
+    "cells": ["arm", "seed", "cell", "tokens", "entropy", "size", "step", "minibatch"],
+    "tokens": ["arm", "seed", "ratio", "advantage"],
+}
+
+
+def train(cfg: DictConfig) -> None:
+    """Writes a policy for each arm and seed, steps.parquet and evaluations.parquet (the trainer's record),
+    cells.parquet (tokens by clipping cell), tokens.parquet (some ratios and advantages) and students.parquet."""
+    import pandas as pd
+
+    from common.rl import arms
+    from common.workers import run_jobs
+    from papers.klear_reasoner.sources import train_student
+
+    for name in cfg.arms:
+        arms.settings(cfg, name)
+    jobs = [(cfg, name, seed) for name in cfg.arms for seed in _seeds(cfg, name)]
+    found = run_jobs(_train_arm, jobs, cfg.workers)
+    for name in ("steps", "evaluations", "cells", "tokens"):
+        rows = [row for part in found for row in part[name]]
+        # A run that clips nothing has no tokens to show, and its columns all the same.
+        frame = pd.DataFrame(rows, columns=None if rows else COLUMNS[name])
+        frame.to_parquet(Path(cfg.out) / f"{name}.parquet", index=False)
+    own = cfg.students
+    students = [(cfg, arm, seed) for arm in own.arms for seed in (own.seeds[:1] if arm in own.once else own.seeds)]
+    answers = run_jobs(train_student, students, cfg.workers)
+    pd.DataFrame([row for part in answers for row in part]).to_parquet(Path(cfg.out) / "students.parquet", index=False)
+
+
+def _seeds(cfg: DictConfig, name: str) -> list[int]:
+    return list(cfg.seeds if name in cfg.headline else cfg.seeds[:1])
+
+
+def _train_arm(job: tuple[DictConfig, str, int]) -> dict[str, list[dict[str, Any]]]:
+    import pandas as pd
+    import torch
+
+    from common.models.hub import save_model
+    from common.rl import arms
+    from common.rl.trainer import Minibatch
+    from papers.klear_reasoner.method import clip_cells
+
+    cfg, name, seed = job
+    cells: list[pd.DataFrame] = []
+    tokens: list[dict[str, Any]] = []
+
+    def inspect(of: Minibatch) -> None:
+        table = clip_cells(of.ratio, of.advantage, of.entropy, of.mask, cfg.clip.low, cfg.clip.high)
+        cells.append(table.assign(step=of.step, minibatch=of.index))
+        if seed == cfg.seeds[0] and of.step in cfg.clip.steps:
+            counted = (of.mask & (of.advantage != 0)).nonzero().tolist()
+            random = torch.Generator().manual_seed(of.step * 100 + of.index)
+            chosen = torch.randperm(len(counted), generator=random)[: cfg.clip.tokens].tolist()
+            tokens.extend(
+                {"ratio": float(of.ratio[n, t]), "advantage": float(of.advantage[n, t])}
+                for n, t in (counted[i] for i in chosen)
+            )
+
+    arm = arms.train_arm(cfg, name, seed, inspect=inspect)
+    save_model(arm.policy.cpu(), Path(cfg.out) / f"{name}-{seed}")
+    head = {"arm": name, "seed": seed}
+    table = pd.concat(cells) if cells else pd.DataFrame()
+    return {
+        "steps": [head | row for row in arm.record.rows],
+        "evaluations": [head | row for row in arm.record.evaluations],
+        "cells": [head | row for row in table.to_dict("records")],
+        "tokens": [head | row for row in tokens],
+    }
+
+
+def infer(cfg: DictConfig) -> None:
+    """Writes records.parquet: answers of every trained policy and of the start, sampled and greedy, to held-out
+    problems of the trained lengths (task `chain`) and of up to two operations more (`longer`)."""
+    import pandas as pd
+
+    from common.generation import records
+    from common.generation.steps import needs_transformers
+    from common.workers import run_jobs
+
+    needs_transformers(cfg.backend, "answers of a trained policy")
+    jobs = [(cfg, "start", 0), *((cfg, name, seed) for name in cfg.arms for seed in _seeds(cfg, name))]
+    frames = run_jobs(_answer, jobs, cfg.workers)
+    records.write(Path(cfg.out) / "records.parquet", pd.concat(frames, ignore_index=True))
+
+
+def _answer(job: tuple[DictConfig, str, int]) -> pd.DataFrame:
+    import pandas as pd
+
+    from common.generation import records
+    from common.models.hub import load_model
+    from common.rl import arms
+    from common.rl.outcomes import answer_rows
+    from common.tasks import chain
+
+    cfg, name, seed = job
+    folder = Path(cfg.reasoners) / cfg.rl.start if name == "start" else Path(cfg.artifacts) / "train" / f"{name}-{seed}"
+    policy, own = load_model(folder).to(cfg.device), cfg.final
+    high = cfg.rl.chain.steps[1]
+    tests = {
+        "chain": arms.problems(cfg.rl, cfg.seed + 1, "test", own.problems),
+        "longer": chain.generate(cfg.seed + 1, own.longer, (high + 1, high + 2), "test", style="concise"),
+    }
+    most = cfg.rl.train.max_new_tokens
+    frames = []
+    for task, test in tests.items():
+        for kind, samples in (("sampled", own.samples), ("greedy", 1)):
+            rows = answer_rows(policy, test, most + 24, samples, cfg.seed, greedy=kind == "greedy")
+            frames.append(
+                records.frame(rows, paper=cfg.slug, profile=cfg.profile, arm=f"{name} {kind}", seed=seed, task=task)
+            )
+    return pd.concat(frames, ignore_index=True)
+
+
+def figures(cfg: DictConfig) -> None:
+    """Tables t1 to t6 of what ran, the clipping cells, two figures and the verdicts."""
+    from common.reporting.report import Report
+    from papers.klear_reasoner import analysis
+
+    report = Report(cfg)
+    found = analysis.load(cfg)
+    analysis.tables(cfg, report, found)
+    analysis.plots(cfg, report, found)
+    analysis.verdicts(cfg, report, found)
+    report.finish()
