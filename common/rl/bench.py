@@ -59,7 +59,9 @@ def step_times(
     )
     seconds = {name: timings.median(name) for name in timings.wall}
     tokens = float(rollout.length.sum())
-    rows = [{"part": name, "seconds": value, "share": value / seconds["step"]} for name, value in seconds.items()]
+    rows: list[dict[str, Any]] = [
+        {"part": name, "seconds": value, "share": value / seconds["step"]} for name, value in seconds.items()
+    ]
     rest = seconds["step"] - seconds["rollout and recomputed log-probabilities"]
     rows.append({"part": "update", "seconds": rest, "share": rest / seconds["step"]})
     return pd.DataFrame(rows).assign(**{"tokens/s": [tokens / row["seconds"] for row in rows]})
