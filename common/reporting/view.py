@@ -114,5 +114,6 @@ def figure(slug: str, id: str, profile: str = "cpu", width: int = 760) -> Image:
             (width, round(picture.height * width / picture.width)), Pixels.Resampling.LANCZOS
         )
         buffer = io.BytesIO()
-        scaled.quantize(64).save(buffer, "PNG", optimize=True)
+        # k-means and no dithering: by median cut alone the colours of small marks turn grey.
+        scaled.quantize(64, kmeans=1, dither=Pixels.Dither.NONE).save(buffer, "PNG", optimize=True)
     return Image(buffer.getvalue())

@@ -194,7 +194,7 @@ def plots(cfg: DictConfig, report: Report, found: Found) -> None:
     axes[0].boxplot(values, orientation="horizontal", showfliers=False, medianprops={"color": COLOURS[1]})
     axes[0].set(yticks=range(1, len(KINDS) + 1), yticklabels=KINDS, xlabel="self-aligned reward, start policy")
     axes[0].invert_yaxis()
-    near = axes[1].inset_axes((0.3, 0.12, 0.66, 0.5))
+    near = axes[1].inset_axes((0.13, 0.36, 0.5, 0.42))
     close = of[(of["acc_sampled"] - of["acc_sampled"]["grpo"]).abs() < 0.05]
     markers = "oosD^vPX*<>"
     for (arm, row), colour, marker in zip(of.iterrows(), [*COLOURS, *COLOURS], markers, strict=False):
