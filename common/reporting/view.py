@@ -12,7 +12,7 @@ from common.reporting.style import VERDICT_COLOURS
 
 if TYPE_CHECKING:
     import pandas as pd
-    from IPython.display import Image
+    from IPython.display import Image, Markdown
     from pandas.io.formats.style import Styler
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -102,14 +102,17 @@ def reported(slug: str, id: str) -> pd.DataFrame:
     return pd.DataFrame([list(row) for row in tables[id].rows], columns=list(tables[id].columns))
 
 
-def figure(slug: str, id: str, profile: str = "cpu", width: int = 760) -> Image:
-    """A figure of the results, in a size that keeps a notebook small."""
+def figure(slug: str, id: str, profile: str = "cpu", width: int = 760) -> Image | Markdown:
+    """A figure of the results, in a size that keeps a notebook small; a sentence where a gate left nothing to draw."""
     import io
 
-    from IPython.display import Image
+    from IPython.display import Image, Markdown
     from PIL import Image as Pixels
 
-    with Pixels.open(_results(slug, profile) / "figures" / f"{id}.png") as picture:
+    file = _results(slug, profile) / "figures" / f"{id}.png"
+    if not file.exists():
+        return Markdown(f"*(`{id}` was not drawn in profile `{profile}`; the verdicts say why.)*")
+    with Pixels.open(file) as picture:
         scaled = picture.convert("RGB").resize(
             (width, round(picture.height * width / picture.width)), Pixels.Resampling.LANCZOS
         )

@@ -165,6 +165,11 @@ def test_view_shrinks_figures(root):
     assert picture.size == (400, 200)
 
 
+def test_a_figure_that_a_gate_left_out_is_a_sentence(root):
+    (root / "results/cpu/demo/figures").mkdir(exist_ok=True)
+    assert "`curves` was not drawn in profile `cpu`" in view.figure("demo", "curves").data
+
+
 @pytest.mark.parametrize("call", [lambda: view.table("later", "t1"), lambda: view.artifacts("later", "cpu")])
 def test_what_does_not_exist_yet_names_the_command(root, call):
     with pytest.raises(FileNotFoundError, match="make reproduce PAPER=later PROFILE=cpu"):
