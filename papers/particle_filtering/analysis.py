@@ -414,6 +414,11 @@ def _budgets(cfg: DictConfig, report: Report, found: Found) -> None:
 def _small_policy(cfg: DictConfig, report: Report, found: Found) -> None:
     widths, main = list(cfg.small.widths), cfg.main.task
     large = by_problem(found.runs, panel="policies", task=main, size="large", method="greedy", weights="final")
+    alone = by_problem(found.runs, panel="policies", task=main, size="small", method="greedy")
+    if not large.mean() > alone.mean():  # to pass a weaker policy takes no search
+        reason = f"gate: greedy accuracy of large {large.mean():.3f}, needed above that of small {alone.mean():.3f}"
+        report.not_testable("c2", reason)
+        return
     small = np.stack([by_problem(found.runs, panel="small", task=main, method="pf", n=n) for n in widths], axis=1)
 
     def smallest(ours: np.ndarray, reference: np.ndarray) -> float:
