@@ -12,7 +12,7 @@ from common.generation.ledger import Ledger
 from common.rl import rewards
 from common.rl.advantages import Estimator, dr_grpo, gae, whiten
 from common.rl.objectives import KL
-from common.rl.rollout import Rollout, Verify, correct, log_probs, sample
+from common.rl.rollout import Layout, Rollout, Verify, correct, log_probs, sample
 from common.rl.selectors import Selector, keep_all
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class Experience:
     """ids, response, trained, logp: as in `Rollout`, [N, T]. advantage: float32 [N, T], 0 where nothing is trained.
     kept: bool [N], rows that are in the loss and in its denominator. right: float32 [N]. returns: float32 [N, T], for a
-    critic. stats: for the record; `frac_zero_adv_groups` among them.
+    critic. stats: for the record; `frac_zero_adv_groups` among them. layout: of rows that are not plain sequences.
     """
 
     ids: torch.Tensor
@@ -39,6 +39,7 @@ class Experience:
     stats: dict[str, float]
     ledger: Ledger
     returns: torch.Tensor | None = None
+    layout: Layout | None = None
 
 
 class Critic:

@@ -8,17 +8,48 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from common.reasoners import policies
-from common.tasks import chain
+from common.rl.ground import Ground, ground
 
 if TYPE_CHECKING:
     import pandas as pd
+    from omegaconf import DictConfig
     from transformers import PreTrainedModel
 
     from common.tasks.problem import Problem
 
+BEYOND = 24  # further tokens than in training that a final answer may have
+
+
+def answers(
+    cfg: DictConfig, name: str, seed: int, folder: Path | None, texts: dict[tuple[str, str], list[str]] | None = None
+) -> pd.DataFrame:
+    """Records of a policy's answers, sampled and greedy, to the problems of `cfg.final`: held-out ones of the task, and
+    harder ones (task `longer`) where there are such. folder: of its weights; None is rl.start. texts: gets the answers,
+    by (task, 'sampled' or 'greedy')."""
+    import pandas as pd
+
+    from common.generation import records
+
+    on, own = ground(cfg, cfg.rl, folder), cfg.final
+    policy = on.load()
+    tests = {cfg.rl.task.name: on.problems(cfg.seed + 1, "test", own.problems)}
+    if on.longer is not None:
+        tests["longer"] = on.longer(cfg.seed + 1, own.longer)
+    frames = []
+    for task, test in tests.items():
+        for kind, samples in (("sampled", own.samples), ("greedy", 1)):
+            said: list[str] = []
+            most = cfg.rl.train.max_new_tokens + BEYOND
+            rows = answer_rows(on, policy, test, most, samples, cfg.seed, greedy=kind == "greedy", texts=said)
+            head = {"paper": cfg.slug, "profile": cfg.profile, "arm": f"{name} {kind}", "seed": seed, "task": task}
+            frames.append(records.frame(rows, **head))
+            if texts is not None:
+                texts[task, kind] = said
+    return pd.concat(frames, ignore_index=True)
+
 
 def answer_rows(
+    on: Ground,
     policy: PreTrainedModel,
     test: Sequence[Problem],
     max_new_tokens: int,
@@ -33,16 +64,13 @@ def answer_rows(
     from common.generation.random import keys
     from common.generation.sampler import generate
 
-    words = policies.tokenizer()
-    prompts = words([problem.prompt for problem in test])["input_ids"]
-    repeated = [prompt for prompt in prompts for _ in range(samples)]
+    repeated = [prompt for prompt in on.prompts(test) for _ in range(samples)]
     number = range(len(repeated))
     streams = [int(k) for k in keys(seed, [n // samples for n in number], [n % samples for n in number])]
-    end = words.convert_tokens_to_ids(policies.ANSWER_END)
     out = generate(
-        policy, repeated, max_new_tokens, do_sample=not greedy, seed=seed, streams=streams, stop_tokens=[end]
+        policy, repeated, max_new_tokens, do_sample=not greedy, seed=seed, streams=streams, stop_tokens=on.ends
     )
-    said = words.batch_decode(out.tokens)
+    said = on.words.batch_decode(out.tokens)
     if texts is not None:
         texts += said
     return [
@@ -50,8 +78,8 @@ def answer_rows(
             "problem_id": n // samples, "sample_id": n % samples, "difficulty": test[n // samples].difficulty,
             "prompt_tokens": len(repeated[n]), "output_tokens": len(out.tokens[n]), "discarded_tokens": 0,
             "forwards": out.ledger.forwards / len(repeated), "flops": out.ledger.flops / len(repeated),
-            "seconds": out.ledger.seconds / len(repeated), "answer": chain.result_of(said[n]),
-            "correct": chain.verify(test[n // samples], said[n]),
+            "seconds": out.ledger.seconds / len(repeated), "answer": on.result(test[n // samples], said[n]),
+            "correct": on.verify(test[n // samples], said[n]),
         }
         for n in number
     ]  # fmt: skip

@@ -19,6 +19,27 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Layout:
+    """Where the tokens of rows that are not plain sequences stand, and what they do not see.
+
+    positions: int64 [N, T]. hidden: int64 [N, T, 2]; a token sees itself and all before it but columns hidden[0] to
+    hidden[1] - 1.
+    """
+
+    positions: torch.Tensor
+    hidden: torch.Tensor
+
+    def rows(self, index: torch.Tensor) -> Layout:
+        return Layout(self.positions[index], self.hidden[index])
+
+    def visible(self) -> torch.Tensor:
+        """bool [N, T, T]: whether token t (second axis) sees column k (third)."""
+        column = torch.arange(self.positions.shape[1], device=self.positions.device)
+        outside = (column < self.hidden[:, :, :1]) | (column >= self.hidden[:, :, 1:])
+        return (column <= column[:, None]) & outside
+
+
+@dataclass(frozen=True)
 class Rollout:
     """N answers, `group_size` to each of P problems, one after the other: row n belongs to problem n // group_size.
 
@@ -62,15 +83,21 @@ def sample(
     temperature: float = 1.0,
     seed: int = 0,
     step: int = 0,
+    score: bool = True,
 ) -> tuple[Rollout, Ledger]:
     """group_size answers to each problem, all in one batch. A draw is a function of (seed, step, problem, sample).
 
     logp comes from a forward pass over whole answers and not from the sampler: the policy's update reads answers the
-    same way, so that the first ratio is exactly 1. Raises ValueError for no problems or no samples.
+    same way, so that the first ratio is exactly 1. score: False leaves it out, and logp at 0, for answers that are not
+    trained on. Raises ValueError for no problems or no samples.
     """
     if not problems or group_size < 1:
         raise ValueError(f"a rollout needs problems and samples, not {len(problems)} problems of {group_size} samples")
-    prompts = [ids for ids in words([p.prompt for p in problems])["input_ids"] for _ in range(group_size)]
+    prompts = [
+        ids
+        for ids in words([p.prompt for p in problems], add_special_tokens=False)["input_ids"]
+        for _ in range(group_size)
+    ]
     number = range(len(prompts))
     streams = [int(k) for k in keys(seed, step, [n // group_size for n in number], [n % group_size for n in number])]
     out = generate(
@@ -84,6 +111,8 @@ def sample(
         ids.to(device), response.to(device), response.to(device), torch.zeros(ids.shape, device=device),
         torch.tensor(out.stopped, device=device), group_size, list(problems), words.batch_decode(answers),
     )  # fmt: skip
+    if not score:
+        return rollout, out.ledger
     with torch.no_grad():
         logp, _ = log_probs(policy, rollout.ids, rollout.response, temperature)
     return replace(rollout, logp=logp), out.ledger
@@ -101,22 +130,36 @@ def padded(prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -
 
 
 def log_probs(
-    model: PreTrainedModel, ids: torch.Tensor, response: torch.Tensor, temperature: float = 1.0
+    model: PreTrainedModel,
+    ids: torch.Tensor,
+    response: torch.Tensor,
+    temperature: float = 1.0,
+    layout: Layout | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probability of each response token given what is before it, and the entropy (nats) of the distribution that
-    it was drawn from, both float32 [N, T] and 0 off the response. Differentiable; the head sees response positions
-    alone. Raises ValueError for a response without a prompt.
+    """Log-probability of each response token given what it sees before it, and the entropy (nats) of the distribution
+    that it was drawn from, both float32 [N, T] and 0 off the response. Differentiable; the head sees response positions
+    alone. layout: None for plain sequences; a response token is always predicted by the column before it. Raises
+    ValueError for a response without a prompt.
     """
     if bool(response[:, 0].any()):
         raise ValueError("a response cannot begin at the first position: nothing predicts that token")
     embedded = model.get_input_embeddings()(ids)
-    hidden = model.base_model(inputs_embeds=embedded, use_cache=False).last_hidden_state[:, :-1]
+    where = (
+        {} if layout is None else {"position_ids": layout.positions, "attention_mask": _additive(layout, model.dtype)}
+    )
+    hidden = model.base_model(inputs_embeds=embedded, use_cache=False, **where).last_hidden_state[:, :-1]
     at = response[:, 1:]
     logits = (model.get_output_embeddings()(hidden[at]).float() / temperature).log_softmax(-1)
     blank = torch.zeros(ids.shape, device=ids.device)
     logp = blank.masked_scatter(response, logits.gather(-1, ids[response][:, None])[:, 0])
     entropy = blank.masked_scatter(response, -(logits.exp() * logits).sum(-1))
     return logp, entropy
+
+
+def _additive(layout: Layout, dtype: torch.dtype) -> torch.Tensor:
+    """[N, 1, T, T]: 0 where a token sees a column, the lowest number elsewhere."""
+    blank = torch.zeros((), dtype=dtype, device=layout.positions.device)
+    return torch.where(layout.visible(), blank, torch.finfo(dtype).min)[:, None]
 
 
 Verify = Callable[["Problem", str], bool]

@@ -191,7 +191,7 @@ def _update(
     reference = None
     if anchor is not None and config.kl and not config.kl_in_reward:
         with torch.no_grad():
-            reference, _ = log_probs(anchor.model, of.ids, of.response, config.temperature)
+            reference, _ = log_probs(anchor.model, of.ids, of.response, config.temperature, of.layout)
     seen: list[dict[str, float]] = []
     for epoch in range(config.epochs):
         random = torch.Generator().manual_seed(_mixed(config.seed, step, epoch))
@@ -199,7 +199,8 @@ def _update(
         order = candidates[torch.randperm(len(candidates), generator=random).to(candidates.device)]
         for rows in order.tensor_split(min(config.minibatches, len(order))):
             mask = kept[rows]
-            logp, entropy = log_probs(policy, of.ids[rows], of.response[rows], config.temperature)
+            layout = None if of.layout is None else of.layout.rows(rows)
+            logp, entropy = log_probs(policy, of.ids[rows], of.response[rows], config.temperature, layout)
             ratio = ratio_of(logp.detach(), of.logp[rows])
             terms = {"entropy": entropy}
             if inspect is not None:

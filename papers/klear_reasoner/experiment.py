@@ -25,30 +25,20 @@ def train(cfg: DictConfig) -> None:
     from common.workers import run_jobs
     from papers.klear_reasoner.sources import train_student
 
-    for name in cfg.arms:
-        arms.settings(cfg, name)
-    jobs = [(cfg, name, seed) for name in cfg.arms for seed in _seeds(cfg, name)]
-    found = run_jobs(_train_arm, jobs, cfg.workers)
-    for name in ("steps", "evaluations", "cells", "tokens"):
-        rows = [row for part in found for row in part[name]]
-        # A run that clips nothing has no tokens to show, and its columns all the same.
-        frame = pd.DataFrame(rows, columns=None if rows else COLUMNS[name])
-        frame.to_parquet(Path(cfg.out) / f"{name}.parquet", index=False)
+    # A run that clips nothing has no tokens to show, and its columns all the same.
+    arms.write(cfg, run_jobs(_train_arm, arms.jobs(cfg), cfg.workers), COLUMNS)
     own = cfg.students
     students = [(cfg, arm, seed) for arm in own.arms for seed in (own.seeds[:1] if arm in own.once else own.seeds)]
     answers = run_jobs(train_student, students, cfg.workers)
-    pd.DataFrame([row for part in answers for row in part]).to_parquet(Path(cfg.out) / "students.parquet", index=False)
-
-
-def _seeds(cfg: DictConfig, name: str) -> list[int]:
-    return list(cfg.seeds if name in cfg.headline else cfg.seeds[:1])
+    rows = [row for part in answers for row in part]
+    frame = pd.DataFrame(rows, columns=None if rows else ["arm", "seed", "problem", "correct"])
+    frame.to_parquet(Path(cfg.out) / "students.parquet", index=False)
 
 
 def _train_arm(job: tuple[DictConfig, str, int]) -> dict[str, list[dict[str, Any]]]:
     import pandas as pd
     import torch
 
-    from common.models.hub import save_model
     from common.rl import arms
     from common.rl.trainer import Minibatch
     from papers.klear_reasoner.method import clip_cells
@@ -69,13 +59,10 @@ def _train_arm(job: tuple[DictConfig, str, int]) -> dict[str, list[dict[str, Any
                 for n, t in (counted[i] for i in chosen)
             )
 
-    arm = arms.train_arm(cfg, name, seed, inspect=inspect)
-    save_model(arm.policy.cpu(), Path(cfg.out) / f"{name}-{seed}")
+    found = arms.train_job(job, inspect=inspect)
     head = {"arm": name, "seed": seed}
     table = pd.concat(cells) if cells else pd.DataFrame()
-    return {
-        "steps": [head | row for row in arm.record.rows],
-        "evaluations": [head | row for row in arm.record.evaluations],
+    return found | {
         "cells": [head | row for row in table.to_dict("records")],
         "tokens": [head | row for row in tokens],
     }
@@ -88,40 +75,20 @@ def infer(cfg: DictConfig) -> None:
 
     from common.generation import records
     from common.generation.steps import needs_transformers
+    from common.rl import arms
     from common.workers import run_jobs
 
     needs_transformers(cfg.backend, "answers of a trained policy")
-    jobs = [(cfg, "start", 0), *((cfg, name, seed) for name in cfg.arms for seed in _seeds(cfg, name))]
-    frames = run_jobs(_answer, jobs, cfg.workers)
+    frames = run_jobs(_answer, [(cfg, "start", 0), *arms.jobs(cfg)], cfg.workers)
     records.write(Path(cfg.out) / "records.parquet", pd.concat(frames, ignore_index=True))
 
 
 def _answer(job: tuple[DictConfig, str, int]) -> pd.DataFrame:
-    import pandas as pd
-
-    from common.generation import records
-    from common.models.hub import load_model
-    from common.rl import arms
-    from common.rl.outcomes import answer_rows
-    from common.tasks import chain
+    from common.rl.outcomes import answers
 
     cfg, name, seed = job
-    folder = Path(cfg.reasoners) / cfg.rl.start if name == "start" else Path(cfg.artifacts) / "train" / f"{name}-{seed}"
-    policy, own = load_model(folder).to(cfg.device), cfg.final
-    high = cfg.rl.chain.steps[1]
-    tests = {
-        "chain": arms.problems(cfg.rl, cfg.seed + 1, "test", own.problems),
-        "longer": chain.generate(cfg.seed + 1, own.longer, (high + 1, high + 2), "test", style="concise"),
-    }
-    most = cfg.rl.train.max_new_tokens
-    frames = []
-    for task, test in tests.items():
-        for kind, samples in (("sampled", own.samples), ("greedy", 1)):
-            rows = answer_rows(policy, test, most + 24, samples, cfg.seed, greedy=kind == "greedy")
-            frames.append(
-                records.frame(rows, paper=cfg.slug, profile=cfg.profile, arm=f"{name} {kind}", seed=seed, task=task)
-            )
-    return pd.concat(frames, ignore_index=True)
+    trained = Path(cfg.artifacts) / "train" / f"{name}-{seed}"
+    return answers(cfg, name, seed, None if name == "start" else trained)
 
 
 def figures(cfg: DictConfig) -> None:

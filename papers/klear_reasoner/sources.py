@@ -94,6 +94,7 @@ def mixture_of(cfg: DictConfig, arm: str, seed: int) -> list[Problem]:
 def train_student(job: tuple[DictConfig, str, int]) -> list[dict[str, Any]]:
     """Trains one student on a mixture and returns its greedy accuracy on each held-out problem."""
     from common.models.hub import load_model
+    from common.rl.ground import ground
     from common.rl.outcomes import answer_rows
     from common.training.checkpoint import checkpoint_folder
     from common.training.data import Example, bucketed, mixture
@@ -111,5 +112,5 @@ def train_student(job: tuple[DictConfig, str, int]) -> list[dict[str, Any]]:
     folder = checkpoint_folder(cfg.checkpoints, f"student {arm} {seed}", str(settings), [origin])
     train(model, mixture(bucketed(examples, own.rows, seed=seed)), config, checkpoints=folder, title=arm)
     test = chain.generate(cfg.seed, own.problems, tuple(own.steps), "test", style="concise")
-    rows = answer_rows(model, test, own.max_new_tokens, 1, cfg.seed, greedy=True)
+    rows = answer_rows(ground(cfg, cfg.rl, origin), model, test, own.max_new_tokens, 1, cfg.seed, greedy=True)
     return [{"arm": arm, "seed": seed, "problem": r["problem_id"], "correct": r["correct"]} for r in rows]

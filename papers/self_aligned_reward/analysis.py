@@ -26,6 +26,9 @@ LABELS = {
 }  # fmt: skip
 
 
+NO_KINDS = "answers of known kind, and what answers consist of, are for chains alone (profile=cpu)"
+
+
 @dataclass
 class Found:
     """What `train` and `infer` wrote, and why the start policy cannot carry the comparison, if so."""
@@ -49,7 +52,7 @@ def load(cfg: DictConfig) -> Found:
         pd.read_parquet(folder / "infer" / f"{name}.parquet") for name in ("behaviours", "kinds", "tokens")
     )
     of = read(folder / "infer" / "records.parquet")
-    start = of[(of["arm"] == "start") & (of["kind"] == "sampled") & (of["task"] == "chain")]["correct"].mean()
+    start = of[(of["arm"] == "start") & (of["kind"] == "sampled") & (of["task"] != "longer")]["correct"].mean()
     low, high = cfg.gate
     missed = (
         None
@@ -65,18 +68,18 @@ def tables(cfg: DictConfig, report: Report, found: Found) -> None:
     table = outcomes(found.records, found.evaluations, found.steps)
     report.table("rl_outcomes", table, "Every arm and training seed", note="AES: against the start, gamma 5.")
     mean = table.groupby(["arm", "split"], sort=False)[["acc_sampled", "acc_greedy", "len_mean", "AES"]].mean()
-    rows = []
+    rows, splits = [], list(dict.fromkeys(table["split"]))
     for arm in dict.fromkeys(table["arm"]):
-        row: dict[str, Any] = {"Model": "Llama-0.29M", "Method": LABELS[arm]}
+        row: dict[str, Any] = {"Model": cfg.model_name, "Method": LABELS[arm]}
         row["seeds"] = table[table["arm"] == arm]["seed"].nunique()
-        for split in ("chain", "longer"):
+        for split in splits:
             at = mean.loc[(arm, split)]
             row |= {
                 f"acc {split}": at["acc_sampled"],
                 f"greedy {split}": at["acc_greedy"],
                 f"len {split}": at["len_mean"],
             }
-        rows.append(row | {"AES": mean.loc[(arm, "chain")]["AES"]})
+        rows.append(row | {"AES": mean.loc[(arm, splits[0])]["AES"]})
     report.table(
         "t1", pd.DataFrame(rows), note="Sampled answers, means over training seeds; longer: up to two operations more."
     )
@@ -87,12 +90,17 @@ def tables(cfg: DictConfig, report: Report, found: Found) -> None:
     chosen = [
         {
             "Reward": name,
-            "Avg acc": mean.loc[(arm, "chain")]["acc_sampled"],
-            "Avg len": mean.loc[(arm, "chain")]["len_mean"],
+            "Avg acc": mean.loc[(arm, splits[0])]["acc_sampled"],
+            "Avg len": mean.loc[(arm, splits[0])]["len_mean"],
         }
         for name, arm in named.items()
     ]
     report.table("t2", pd.DataFrame(chosen), note="alpha 0.2; chains of trained lengths.")
+    if len(found.kinds):
+        _tables_of_kinds(report, found)
+
+
+def _tables_of_kinds(report: Report, found: Found) -> None:
     report.table(
         "t3",
         _properties(found.kinds),
@@ -154,9 +162,43 @@ def _properties(kinds: pd.DataFrame) -> pd.DataFrame:
 def plots(cfg: DictConfig, report: Report, found: Found) -> None:
     """One problem's answers token by token, the reward by kind, and accuracy against length."""
     import matplotlib.pyplot as plt
-    from matplotlib.patches import Rectangle
 
     from common.reporting.style import COLOURS
+
+    if len(found.kinds):
+        _plot_information(report, found)
+    table = outcomes(found.records, found.evaluations, found.steps)
+    of = table[table["split"] != "longer"].groupby("arm", sort=False)[["acc_sampled", "len_mean"]].mean()
+    fig, axes = plt.subplots(1, 2, figsize=(11.0, 3.8), width_ratios=(1, 1.1))
+    if len(found.kinds):
+        values = [found.kinds[found.kinds["kind"] == kind]["reward"].to_numpy() for kind in KINDS]
+        axes[0].boxplot(values, orientation="horizontal", showfliers=False, medianprops={"color": COLOURS[1]})
+        axes[0].set(yticks=range(1, len(KINDS) + 1), yticklabels=KINDS, xlabel="self-aligned reward, start policy")
+        axes[0].invert_yaxis()
+    else:
+        axes[0].set_axis_off()
+    near = axes[1].inset_axes((0.13, 0.36, 0.5, 0.42))
+    close = of[(of["acc_sampled"] - of["acc_sampled"]["grpo"]).abs() < 0.05]
+    markers = "oosD^vPX*<>"
+    for (arm, row), colour, marker in zip(of.iterrows(), [*COLOURS, *COLOURS], markers, strict=False):
+        for axis in (axes[1], near) if arm in close.index else (axes[1],):
+            axis.plot(row["len_mean"], row["acc_sampled"], marker, color=colour, label=LABELS[str(arm)])
+    near.margins(0.2)
+    near.tick_params(labelsize=7)
+    axes[1].indicate_inset_zoom(near)
+    axes[1].margins(0.12)
+    axes[1].set(xlabel="tokens an answer", ylabel="accuracy, sampled")
+    axes[1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8)
+    report.figure(
+        "frontier", fig, "What the reward prefers, and what training with it gives",
+        "Left: quartiles over problems. Right: mean over training seeds of each arm; up and to the left is better.",
+    )  # fmt: skip
+
+
+def _plot_information(report: Report, found: Found) -> None:
+    """One problem's answers, token by token."""
+    import matplotlib.pyplot as plt
+    from matplotlib.patches import Rectangle
 
     shown = ("concise", "padded", "verified", "of another problem")
     largest = max(1e-6, float(found.tokens["information"].abs().quantile(0.95)))
@@ -187,29 +229,6 @@ def plots(cfg: DictConfig, report: Report, found: Found) -> None:
         "information", fig, "What the question tells about each token",
         "v of each token: its log-probability with the question minus without, start policy, one problem.",
     )  # fmt: skip
-    table = outcomes(found.records, found.evaluations, found.steps)
-    of = table[table["split"] == "chain"].groupby("arm", sort=False)[["acc_sampled", "len_mean"]].mean()
-    fig, axes = plt.subplots(1, 2, figsize=(11.0, 3.8), width_ratios=(1, 1.1))
-    values = [found.kinds[found.kinds["kind"] == kind]["reward"].to_numpy() for kind in KINDS]
-    axes[0].boxplot(values, orientation="horizontal", showfliers=False, medianprops={"color": COLOURS[1]})
-    axes[0].set(yticks=range(1, len(KINDS) + 1), yticklabels=KINDS, xlabel="self-aligned reward, start policy")
-    axes[0].invert_yaxis()
-    near = axes[1].inset_axes((0.13, 0.36, 0.5, 0.42))
-    close = of[(of["acc_sampled"] - of["acc_sampled"]["grpo"]).abs() < 0.05]
-    markers = "oosD^vPX*<>"
-    for (arm, row), colour, marker in zip(of.iterrows(), [*COLOURS, *COLOURS], markers, strict=False):
-        for axis in (axes[1], near) if arm in close.index else (axes[1],):
-            axis.plot(row["len_mean"], row["acc_sampled"], marker, color=colour, label=LABELS[str(arm)])
-    near.margins(0.2)
-    near.tick_params(labelsize=7)
-    axes[1].indicate_inset_zoom(near)
-    axes[1].margins(0.12)
-    axes[1].set(xlabel="tokens an answer", ylabel="accuracy, sampled")
-    axes[1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8)
-    report.figure(
-        "frontier", fig, "What the reward prefers, and what training with it gives",
-        "Left: quartiles over problems. Right: mean over training seeds of each arm; up and to the left is better.",
-    )  # fmt: skip
 
 
 def verdicts(cfg: DictConfig, report: Report, found: Found) -> None:
@@ -219,6 +238,9 @@ def verdicts(cfg: DictConfig, report: Report, found: Found) -> None:
         ("last step wrong", "all steps wrong", "c4"), ("last step wrong", "of another problem", "c4"),
     ):  # fmt: skip
         named = {"of another problem": "an answer to another problem"}.get(other, other)
+        if not len(found.kinds):
+            report.not_testable(claim, NO_KINDS)
+            continue
         report.measure(claim, f"{one} above {named}", bootstrap_mean(_wins(found.kinds, one, other), seed=cfg.seed))
     report.not_testable(
         "c5", "budget: the frontier needs several weights of each reward with three training seeds each, some 30 runs; "
@@ -236,7 +258,7 @@ def verdicts(cfg: DictConfig, report: Report, found: Found) -> None:
         for id_ in ("c1", "c2", "c6", "c7"):
             report.not_testable(id_, missed or f"{len(cfg.seeds)} training seeds; needs 3")
         return
-    of = found.records[(found.records["kind"] == "sampled") & (found.records["task"] == "chain")]
+    of = found.records[(found.records["kind"] == "sampled") & (found.records["task"] != "longer")]
     by = of.groupby(["arm", "seed"])[["correct", "output_tokens"]].mean()
     accuracy, length = (
         {a: by[c].loc[a].loc[list(cfg.seeds)].to_numpy(dtype=float) for a in cfg.headline}
@@ -248,11 +270,14 @@ def verdicts(cfg: DictConfig, report: Report, found: Found) -> None:
     gain = paired_t(accuracy["self_aligned"], accuracy["grpo"])
     report.measure("c1", "self-aligned reward minus GRPO", gain)
     report.measure("c2", "tokens saved against GRPO", paired_t(1 - length["self_aligned"] / length["grpo"]))
-    corrections = found.behaviours.set_index(["arm", "seed"])["corrections"]
-    kept, usual = (corrections.loc[arm].loc[list(cfg.seeds)].to_numpy(dtype=float) for arm in ("self_aligned", "grpo"))
-    report.measure(
-        "c6", "corrections of the self-aligned reward minus 0.8 times those of GRPO", paired_t(kept, 0.8 * usual)
-    )
+    if len(found.kinds):
+        corrections = found.behaviours.set_index(["arm", "seed"])["corrections"]
+        kept, usual = (corrections.loc[a].loc[list(cfg.seeds)].to_numpy(dtype=float) for a in ("self_aligned", "grpo"))
+        report.measure(
+            "c6", "corrections of the self-aligned reward minus 0.8 times those of GRPO", paired_t(kept, 0.8 * usual)
+        )
+    else:
+        report.not_testable("c6", NO_KINDS)
     for arm, name in (("self_aligned_alone", "self-aligned alone"), ("confidence_alone", "confidence alone")):
         report.measure("c7", f"{name} minus GRPO", paired_t(accuracy[arm], accuracy["grpo"]))
     report.measure(

@@ -25,11 +25,17 @@ def blank_ids() -> list[int]:
     return policies.tokenizer().encode(BLANK)
 
 
-def self_aligned_term() -> Term:
-    """The paper's reward with the blank prompt of chains."""
+def self_aligned_term(checkpoint: str | None = None, told: str = "", network: bool = False) -> Term:
+    """The paper's reward. checkpoint: of the hub, whose blank prompt is its chat format with an empty question and what
+    it is `told`; None is the blank prompt of chains."""
+    from common.models.hub import load_tokenizer
+    from common.rl.ground import asked
     from papers.self_aligned_reward.method import self_aligned
 
-    return self_aligned(blank_ids())
+    if checkpoint is None:
+        return self_aligned(blank_ids())
+    words = load_tokenizer(checkpoint, network=network)
+    return self_aligned(words.encode(asked(words, told, ""), add_special_tokens=False))
 
 
 def of_kinds(seed: int, count: int, steps: tuple[int, int]) -> tuple[list[Problem], dict[str, list[str]]]:
@@ -101,7 +107,7 @@ def train_start(cfg: DictConfig) -> PreTrainedModel:
     origin = Path(cfg.reasoners) / cfg.rl.start
     model = load_model(origin, attention="eager").to(cfg.device)
     style = chain.Style(**{k: tuple(v) if k == "strides" else v for k, v in dict(own.style).items()})
-    data = chain.generate(cfg.seed, own.problems, tuple(cfg.rl.chain.steps), style=style)
+    data = chain.generate(cfg.seed, own.problems, tuple(cfg.rl.task.steps), style=style)
     every = round(1 / own.share)
     data = [replace(p, prompt=BLANK) if i % every == 0 else p for i, p in enumerate(data)]
     prompts, answers = (words([getattr(p, name) for p in data])["input_ids"] for name in ("prompt", "answer"))

@@ -14,43 +14,22 @@ if TYPE_CHECKING:
 
 def train(cfg: DictConfig) -> None:
     """Writes the start, a policy for each arm and seed, and the record: steps.parquet and evaluations.parquet."""
-    import pandas as pd
+    from functools import partial
 
     from common.models.hub import save_model
     from common.rl import arms
     from common.workers import run_jobs
     from papers.self_aligned_reward.answers import train_start
 
-    for name in cfg.arms:
-        arms.settings(cfg, name)
-    save_model(train_start(cfg).cpu(), Path(cfg.out) / "start")
-    jobs = [(cfg, name, seed) for name in cfg.arms for seed in _seeds(cfg, name)]
-    found = run_jobs(_train_arm, jobs, cfg.workers)
-    for name in ("steps", "evaluations"):
-        pd.DataFrame([row for part in found for row in part[name]]).to_parquet(
-            Path(cfg.out) / f"{name}.parquet", index=False
-        )
+    jobs, start = arms.jobs(cfg), _start(cfg, Path(cfg.out))
+    if start is not None:
+        save_model(train_start(cfg).cpu(), start)
+    arms.write(cfg, run_jobs(partial(arms.train_job, start=start), jobs, cfg.workers))
 
 
-def _seeds(cfg: DictConfig, name: str) -> list[int]:
-    """The training seeds of an arm in this profile."""
-    if name in cfg.cut:
-        return []
-    return list(cfg.seeds if name in cfg.headline else cfg.seeds[:1])
-
-
-def _train_arm(job: tuple[DictConfig, str, int]) -> dict[str, list[dict[str, Any]]]:
-    from common.models.hub import save_model
-    from common.rl import arms
-
-    cfg, name, seed = job
-    arm = arms.train_arm(cfg, name, seed, start=Path(cfg.out) / "start")
-    save_model(arm.policy.cpu(), Path(cfg.out) / f"{name}-{seed}")
-    head = {"arm": name, "seed": seed}
-    return {
-        "steps": [head | row for row in arm.record.rows],
-        "evaluations": [head | row for row in arm.record.evaluations],
-    }
+def _start(cfg: DictConfig, folder: Path) -> Path | None:
+    """Where the start of the arms is; None for a checkpoint of the hub, which has seen texts without questions."""
+    return folder / "start" if cfg.rl.task.name == "chain" else None
 
 
 def infer(cfg: DictConfig) -> None:
@@ -61,12 +40,12 @@ def infer(cfg: DictConfig) -> None:
 
     from common.generation import records
     from common.generation.steps import needs_transformers
+    from common.rl import arms
     from common.workers import run_jobs
 
     needs_transformers(cfg.backend, "answers of a trained policy")
     out = Path(cfg.out)
-    jobs = [("start", 0), *((name, seed) for name in cfg.arms for seed in _seeds(cfg, name))]
-    found = run_jobs(_answer, [(cfg, *job) for job in jobs], cfg.workers)
+    found = run_jobs(_answer, [(cfg, "start", 0), *arms.jobs(cfg)], cfg.workers)
     records.write(out / "records.parquet", pd.concat([frame for frame, _ in found], ignore_index=True))
     pd.DataFrame([row for _, row in found]).to_parquet(out / "behaviours.parquet", index=False)
     kinds, tokens = _kinds(cfg)
@@ -76,34 +55,13 @@ def infer(cfg: DictConfig) -> None:
 
 
 def _answer(job: tuple[DictConfig, str, int]) -> tuple[pd.DataFrame, dict[str, Any]]:
-    import pandas as pd
-
-    from common.generation import records
-    from common.models.hub import load_model
-    from common.rl import arms
-    from common.rl.outcomes import answer_rows
-    from common.tasks import chain
+    from common.rl.outcomes import answers
 
     cfg, name, seed = job
-    folder = Path(cfg.artifacts) / "train" / ("start" if name == "start" else f"{name}-{seed}")
-    policy, own = load_model(folder).to(cfg.device), cfg.final
-    high = cfg.rl.chain.steps[1]
-    tests = {
-        "chain": arms.problems(cfg.rl, cfg.seed + 1, "test", own.problems),
-        "longer": chain.generate(cfg.seed + 1, own.longer, (high + 1, high + 2), "test", style="concise"),
-    }
-    frames, behaviour = [], {"arm": name, "seed": seed}
-    for task, test in tests.items():
-        for kind, samples in (("sampled", own.samples), ("greedy", 1)):
-            texts: list[str] = []
-            rows = answer_rows(
-                policy, test, cfg.rl.train.max_new_tokens + 24, samples, cfg.seed, greedy=kind == "greedy", texts=texts
-            )
-            head = {"paper": cfg.slug, "profile": cfg.profile, "arm": f"{name} {kind}", "seed": seed, "task": task}
-            frames.append(records.frame(rows, **head))
-            if (task, kind) == ("chain", "sampled"):
-                behaviour |= _behaviour(texts)
-    return pd.concat(frames, ignore_index=True), behaviour
+    trained = Path(cfg.artifacts) / "train"
+    texts: dict[tuple[str, str], list[str]] = {}
+    frame = answers(cfg, name, seed, _start(cfg, trained) if name == "start" else trained / f"{name}-{seed}", texts)
+    return frame, {"arm": name, "seed": seed} | _behaviour(texts[cfg.rl.task.name, "sampled"])
 
 
 def _behaviour(texts: list[str]) -> dict[str, float]:
@@ -131,8 +89,10 @@ def _kinds(cfg: DictConfig) -> tuple[pd.DataFrame, pd.DataFrame]:
     from papers.self_aligned_reward.answers import blank_ids, of_kinds
     from papers.self_aligned_reward.method import from_information, information
 
+    if cfg.rl.task.name != "chain":
+        return pd.DataFrame(columns=["kind", "problem"]), pd.DataFrame(columns=["kind", "place"])
     model, words = load_model(Path(cfg.artifacts) / "train" / "start").to(cfg.device), policies.tokenizer()
-    problems, kinds = of_kinds(cfg.seed, cfg.analysis.problems, tuple(cfg.rl.chain.steps))
+    problems, kinds = of_kinds(cfg.seed, cfg.analysis.problems, tuple(cfg.rl.task.steps))
     prompts = words([p.prompt for p in problems])["input_ids"]
     rows, tokens = [], []
     for kind, texts in kinds.items():
@@ -155,11 +115,10 @@ def _timing(cfg: DictConfig) -> dict[str, Any]:
     import functools
 
     from common.metrics.timing import compare
-    from common.models.hub import load_model
     from common.rl import arms
+    from common.rl.ground import ground
 
-    start = Path(cfg.artifacts) / "train" / "start"
-    model = load_model(start, attention="eager").to(cfg.device)
+    model = ground(cfg, cfg.rl, _start(cfg, Path(cfg.artifacts) / "train")).load()
     steps = {
         name: functools.partial(lambda name: arms.one_step(cfg, name, copy.deepcopy(model)), name)
         for name in ("grpo", "self_aligned")

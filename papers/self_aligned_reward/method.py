@@ -26,8 +26,11 @@ LARGEST = 20.0  # mean log-ratios are cut at this size: exp overflows in float32
 
 def from_information(information: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """R_SA [N] from v [N, T] at the answer's tokens (mask bool [N, T], at least one a row)."""
-    mean = (information * mask).sum(1) / mask.sum(1)
-    return (1 - torch.exp((-mean).clamp(max=LARGEST))).clamp(min=-1.0)
+    return _from_mean((information * mask).sum(1) / mask.sum(1))
+
+
+def _from_mean(information: torch.Tensor) -> torch.Tensor:
+    return (1 - torch.exp((-information).clamp(max=LARGEST))).clamp(min=-1.0)
 
 
 def information(
@@ -69,8 +72,8 @@ def self_aligned(blank: Sequence[int]) -> Term:
         ids, response = padded([list(blank)] * len(answers), answers)
         with torch.no_grad():
             alone, _ = log_probs(policy, ids.to(policy.device), response.to(policy.device))
-        mean = (rollout.logp.sum(1) - alone.sum(1)) / rollout.length
-        return (1 - torch.exp((-mean).clamp(max=LARGEST))).clamp(min=-1.0)
+        sums = rollout.logp.sum(1) - alone.sum(1)  # the two have the answer's tokens in different columns
+        return _from_mean(sums / rollout.length)
 
     return term
 

@@ -342,12 +342,3 @@ def test_merged_weights():
     ):
         with pytest.raises(ValueError, match=message):
             dpo.merge_linear(first, second, alpha)
-
-
-@pytest.mark.slow
-def test_the_bench_takes_a_step_apart():
-    from common.rl.bench import step_times
-
-    frame = step_times(prompts=2, group_size=2, max_new_tokens=6, minibatches=1, rounds=1)
-    assert frame["part"].iloc[0] == "step"
-    assert (frame["seconds"][:3] > 0).all()

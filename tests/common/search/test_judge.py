@@ -5,32 +5,10 @@ import pytest
 import torch
 
 from common.generation.steps import State
-from common.models.build import build
-from common.models.hub import load_model, load_tokenizer, save_model
-from common.models.tokenizer import train_tokenizer
+from common.models.hub import load_model, load_tokenizer
 from common.run import compose, run
 from common.search.judge import StepJudge
 from common.search.particles import particle_filter
-
-TURNS = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}"
-TEMPLATE = TURNS + "{% if add_generation_prompt %}<assistant>{% endif %}"
-TEXTS = [*["Four.\n\n"] * 100, "So the answer is \\boxed{4}.", "+-0123456789<user></><assistant><system>"]
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    """A random Llama with a byte tokenizer whose blank line is one token, and a chat template."""
-    folder = tmp_path_factory.mktemp("hub") / "tiny"
-    words = train_tokenizer(TEXTS, 270, alone="+-")
-    words.chat_template = TEMPLATE
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
-    model = build(sizes, vocab_size=len(words), eos_token_id=words.eos_token_id, pad_token_id=0, seed=3)
-    with torch.no_grad():
-        model.get_input_embeddings().weight.mul_(20)  # texts must matter to a model that nobody trained
-    model.generation_config.eos_token_id = words.eos_token_id
-    save_model(model, folder)
-    words.save_pretrained(folder)
-    return folder
 
 
 def state(words, problem, *steps):

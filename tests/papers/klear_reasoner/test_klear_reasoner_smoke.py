@@ -15,13 +15,8 @@ SLUG, SMOKE = "klear_reasoner", ["profile=smoke", "device=cpu"]
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("smoke")
-    for stage in ("reasoner_base", "reasoner_small", "reasoner_mixed"):
-        run("reasoners", stage, SMOKE, root=folder)
-    for stage in ("train", "infer"):
-        run(SLUG, stage, SMOKE, root=folder)
-    return folder
+def root(smoke_stages):
+    return smoke_stages(SLUG, "reasoner_base", "reasoner_small", "reasoner_mixed")
 
 
 @pytest.mark.slow

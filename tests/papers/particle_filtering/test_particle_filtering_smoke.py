@@ -16,13 +16,8 @@ OPEN = ["gates=[0.0,1.0]"]
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("smoke")
-    for stage in ("reasoner_small", "reasoner_base", "reasoner_large", "prm"):
-        run("reasoners", stage, SMOKE, root=folder)
-    for stage in ("train", "infer"):
-        run(SLUG, stage, SMOKE, root=folder)
-    return folder
+def root(smoke_stages):
+    return smoke_stages(SLUG, "reasoner_small", "reasoner_base", "reasoner_large", "prm")
 
 
 @pytest.mark.slow
