@@ -96,17 +96,26 @@ def tree_cases(
         each = ((query_heads, drafted), (heads, rows), (heads, rows))  # of q, k, v
         qkv = [normal(seed + i, batch, *shape, d, device=device, dtype=dtype) for i, shape in enumerate(each)]
         mask = torch.ones(batch, drafted, drafted, dtype=torch.bool, device=device).tril()
-        dense = torch.ones(batch, 1, drafted, rows, dtype=torch.bool, device=device)
-        dense[:, 0, :, context:] = mask
-        return [*qkv, mask, torch.full((batch,), context, dtype=torch.int32, device=device), dense]
+        full = torch.ones(batch, 1, drafted, rows, dtype=torch.bool, device=device)
+        full[:, 0, :, context:] = mask
+        return [*qkv, mask, torch.full((batch,), context, dtype=torch.int32, device=device), full]
 
-    sets, scale = copies_of(inputs, 2 * batch * heads * rows * d * itemsize, cold), [d**-0.5]
+    sets = copies_of(inputs, 2 * batch * heads * rows * d * itemsize, cold)
+
+    def call(i: int) -> Any:
+        q, k, v, mask, context_length, _ = sets[i]
+        return tree_attention.tree_attention(q, k, v, mask, context_length, d**-0.5)
+
+    def dense(i: int) -> torch.Tensor:
+        q, k, v, *_, mask = sets[i]
+        return sdpa(q, k, v, mask)
+
     yield Case(
         "tree_attention",
         f"B={batch} Hq={query_heads} Hkv={heads} T={drafted} C={context} D={d}",
         tree_attention.cost(batch, query_heads, heads, drafted, context, d, itemsize),
-        lambda i: tree_attention.tree_attention(*sets[i][:5], *scale),
-        {"SDPA with a dense mask": lambda i: sdpa(*sets[i][:3], *sets[i][5:])},
+        call,
+        {"SDPA with a dense mask": dense},
         len(sets),
     )
 

@@ -119,12 +119,11 @@ def merge_partials(
         check_device(o=o, start=start)
         heads = sizes_of(start=(start, "H+1"))["H+1"] - 1
     if own is not None:
-        sizes_of(
-            own_o=(own.o, "H R D"),
-            own_m=(own.m, "H R"),
-            own_l=(own.l, "H R"),
-            out=(o.new_empty(heads, rows, d), "H R D"),
-        )
+        if (own.o.shape, own.m.shape, own.l.shape) != ((heads, rows, d), (heads, rows), (heads, rows)):
+            given = ", ".join(str(list(t.shape)) for t in own)
+            raise ValueError(
+                f"own has shapes {given}: one more part a head is o {[heads, rows, d]}, m and l {[heads, rows]}"
+            )
         check_device(o=o, own_o=own.o, own_m=own.m, own_l=own.l)
     if not use_triton(o):
         return _with_torch(o, m, l, start, heads, own, dtype)

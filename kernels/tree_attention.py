@@ -98,6 +98,9 @@ def vectorised(
     place = torch.arange(capacity, device=q.device) - ctx_len[:, None]  # [B, S], below 0: context
     column = place.clamp(0, drafted - 1)[:, None].expand(batch, drafted, capacity)
     visible = tree_mask.gather(2, column.long()) & (place < drafted)[:, None] | (place < 0)[:, None]
+    stale = (place >= drafted)[:, None, :, None]
+    if bool(stale.any()):  # whatever lies there, infinities included, must not meet a weight of zero
+        k, v = k.masked_fill(stale, 0.0), v.masked_fill(stale, 0.0)
     visible = visible[:, None].repeat(1, 1, query_heads // heads, 1)  # [B, 1, G*T, S]
     if not return_state:
         o = torch.nn.functional.scaled_dot_product_attention(rows, k, v, visible, scale=scale)
