@@ -317,9 +317,9 @@ def repeated(call: Callable[[int], Any], copies: int, calls: int, graph: bool) -
 def measured(case: Case, ceilings: dict[str, tuple[Callable[[], Any], float]], device: str, rounds: int) -> list[dict]:
     """A row for each baseline. ceilings: name -> (call, bytes or FLOPs of a call), timed in the same rounds."""
     graph = device == "cuda" and case.captured
-    # a fifth of a millisecond at 1 TB/s and 100 TFLOP/s, so that small kernels are called often enough to be timed
-    calls = max(1, min(100, int(2e-4 / case.cost.seconds(1e12, 1e14)))) if device == "cuda" else 1
-    calls = max(calls, min(case.copies, 64))
+    # some milliseconds at the speed of an H200, beside which the clock and the launch of the graph are nothing
+    enough = int(4e-3 / case.cost.seconds(4e12, 5e14)) if device == "cuda" else 1
+    calls = max(case.copies, min(enough, 1000))
     functions = {"kernel": repeated(case.call, case.copies, calls, graph)}
     for name, call in case.baselines.items():
         functions[name] = repeated(call, case.copies, calls, graph)

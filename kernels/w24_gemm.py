@@ -94,12 +94,14 @@ def w24_gemm(x: torch.Tensor, weight: F24, variant: str = "V3") -> torch.Tensor:
     if not out.numel():
         return out
     x = x if x.stride(1) == 1 else x.contiguous()
-    block_b = block_of(len(x), 16, 64)
+    full = x.dtype == torch.float32  # products outside the tensor cores take many registers
+    block_b = block_of(len(x), 16, 16 if full else 64)
     tiles = triton.cdiv(len(x), block_b)
-    block_oc = 64 if tiles * (weight.rows // 64) >= processors(x.device) else 32  # enough programs for a small matrix
+    many = not full and tiles * (weight.rows // 64) >= processors(x.device)
+    block_oc = 64 if many else 32  # enough programs for a small matrix
     _gemm_kernel[(tiles, triton.cdiv(weight.rows, block_oc))](
         x, *weight.planes().values(), out, len(x), weight.rows, *weight.stripes, x.stride(0),
-        G2=weight.g2, BLOCK_B=block_b, BLOCK_OC=block_oc, BLOCK_C=128,
+        G2=weight.g2, BLOCK_B=block_b, BLOCK_OC=block_oc, BLOCK_C=64 if full else 128,
         DECODE=variant != "VX", AHEAD=variant in ("V2", "V3"), STAGES=PIPELINE if variant == "V3" else 1, num_warps=4,
     )  # fmt: skip
     return out

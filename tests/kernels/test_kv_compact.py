@@ -101,7 +101,7 @@ def test_bad_caches(paths):
     cache = torch.randn(1, 2, 10, 8)
     with pytest.raises(ValueError, match="caches is empty"):
         kv_compact([], *args)
-    with pytest.raises(ValueError, match="cache 1 is torch.float32 .*compact caches of one layout together"):
+    with pytest.raises(ValueError, match=r"cache 1 is torch.float32 .*compact caches of one layout together"):
         kv_compact([cache, torch.randn(1, 2, 11, 8)], *args)
     with pytest.raises(ValueError, match=r"path must be \[B, P\] with B = 2 as in cache"):
         kv_compact([torch.randn(2, 2, 10, 8)], *args)

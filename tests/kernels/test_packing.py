@@ -53,7 +53,7 @@ def test_bad_input():
         pack(torch.zeros(5), 2)
     with pytest.raises(ValueError, match="1, 2, 3, 4 or 8 bits, not 5"):
         pack(torch.zeros(5, dtype=torch.int64), 5)
-    with pytest.raises(ValueError, match="int16 or int32, not torch.int64"):
+    with pytest.raises(ValueError, match=r"int16 or int32, not torch.int64"):
         unpack(torch.zeros(5, dtype=torch.int64), 2, 3)
     with pytest.raises(ValueError, match="2 words of 16 codes do not hold 33"):
         unpack(torch.zeros(2, dtype=torch.int32), 2, 33)
