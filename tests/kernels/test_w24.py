@@ -216,6 +216,12 @@ def test_bad_input():
         w24_dequantise(weight, torch.int8)
 
 
+def test_the_cpu_has_no_product_without_decoding(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    with pytest.raises(ValueError, match=r"VX measures loads on a GPU .* on the CPU ask for V0 to V3"):
+        w24_gemm(torch.randn(16, 48), random_f24(8, 2, 1), "VX")
+
+
 def test_costs():
     packed = f24_bytes(28672, 434, 78)
     assert cost(1, packed, 28672, 8192).bytes == packed + 2 * (28672 + 8192)
