@@ -32,7 +32,7 @@ from dataclasses import dataclass, fields, replace
 
 import torch
 
-from kernels._checks import check_device, check_integers, sizes_of
+from kernels._checks import check_device, check_dtypes, sizes_of
 from kernels.packing import check_codes, join, pack, unpack
 
 STRIPE = 16  # channels of a stripe: 16 codes of 2 bits fill an int32 word
@@ -238,7 +238,7 @@ def check_product(x: torch.Tensor, weight: F24) -> None:
     sizes_of(x=(x, "B IC"), perm=(weight.perm, "IC"))
     if x.dtype not in (torch.float16, torch.bfloat16, torch.float32):
         raise TypeError(f"x is {x.dtype}: pass float16, bfloat16 or float32")
-    check_integers(torch.int32, qw2=weight.qw2, qw4=weight.qw4)
+    check_dtypes(torch.int32, qw2=weight.qw2, qw4=weight.qw4)
     check_device(x=x, **weight.planes())
 
 
