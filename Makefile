@@ -10,7 +10,7 @@ SOURCE ?=
 TORCH_INDEX ?=
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce test test-fast lint lab bench report notebooks data new-paper clean
+.PHONY: help setup reproduce test test-fast test-gpu lint lab bench bench-gpu report notebooks data new-paper clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -35,6 +35,10 @@ test: setup  ## run all tests
 test-fast: setup  ## run the tests that take a few seconds at most
 	@TRITON_INTERPRET=1 python -m pytest -n 2 --dist loadgroup -q -m "not slow"
 
+test-gpu: setup  ## run the kernels' tests on a CUDA GPU
+	@python -c 'import torch; torch.cuda.is_available() or exit("make test-gpu needs a CUDA GPU, and torch finds none here")'
+	@TRITON_INTERPRET=0 python -m pytest tests/kernels -q
+
 lint: setup  ## check style, types and the direction of imports
 	@ruff check .
 	@ruff format --check .
@@ -46,6 +50,9 @@ lab: setup  ## open JupyterLab on the notebooks
 
 bench: setup  ## measure decoding, training and simulation speed against their baselines
 	@python -m common.bench
+
+bench-gpu: setup  ## measure the kernels on a CUDA GPU: writes results/gpu/kernels.csv
+	@TRITON_INTERPRET=0 python -m kernels.bench
 
 report: setup  ## rebuild the pages and the README's scoreboard from the results
 	@python -m common.reporting.build
