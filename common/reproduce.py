@@ -30,6 +30,7 @@ ON_ALL_PAPERS = ("report", "start_here")  # the root's stages that train nothing
 FAILURE_LINE = re.compile(r"^ERROR: failed to reproduce '([^']+)'")
 TYPICAL_SECONDS = 20.0  # for the estimate only, of a stage that never ran here
 HEARTBEAT_SECONDS = 30.0  # without a terminal: how long nothing is said at most
+SAID_WIDTH = 90  # characters of a stage's latest output that are shown while it runs
 TAIL_LINES = 12  # of a failed stage's output, shown with the failure
 LOG = ROOT / "artifacts" / "reproduce.log"
 
@@ -201,9 +202,15 @@ class Board:
         return [f"        {paper_of(name)}: restored from the cache"] if "cached" in rest else []
 
     def heartbeat(self, now: float) -> str:
-        """One line that says that the running stage is alive."""
+        """One line that says that the running stage is alive, and what it said last, such as a running reward."""
         name = paper_of(self.running) if self.running else "checking"
-        return f"{clock(now):>6}        {name}, {clock(now - self.since)} so far (about {clock(self.left(now))} left)"
+        line = f"{clock(now):>6}        {name}, {clock(now - self.since)} so far (about {clock(self.left(now))} left)"
+        return f"{line}: {self.said}" if self.said else line
+
+    @property
+    def said(self) -> str:
+        """The latest line of the running stage's output, cut to a part of a terminal's line."""
+        return self.output[-1].strip()[:SAID_WIDTH] if self.running and self.output else ""
 
 
 def follow(command: list[str], names: list[str], profile: str) -> tuple[int, Board]:
@@ -250,6 +257,7 @@ def follow(command: list[str], names: list[str], profile: str) -> tuple[int, Boa
                     told = now
                 left = board.left(now)
                 name = paper_of(board.running) if board.running else "checking"
+                name = f"{name}: {board.said}" if board.said else name
                 progress.update(task, description=name, completed=total - left, left=clock(left))
         except KeyboardInterrupt:
             os.killpg(child.pid, signal.SIGINT)

@@ -34,6 +34,7 @@ def test_a_board_follows_the_stages_and_estimates_what_is_left():
         "        report: restored from the cache"
     ]
     assert board.ran == {INFER: 40, FIGURES: 9}
+    assert board.said == ""
     assert board.left(60) == 0
 
 

@@ -65,7 +65,7 @@ def processes(clone) -> list[psutil.Process]:
     return found
 
 
-def wait_until_gone(clone, seconds: float = 5.0) -> None:
+def wait_until_gone(clone, seconds: float = 30.0) -> None:
     deadline = time.monotonic() + seconds
     while alive := processes(clone):
         assert time.monotonic() < deadline, [process.cmdline() for process in alive]
