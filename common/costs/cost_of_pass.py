@@ -155,21 +155,19 @@ def frontier(v: np.ndarray, human: float = math.inf) -> np.ndarray:
 def split_frontier(data: Attempts, human: float = math.inf) -> np.ndarray:
     """V_p [problems] without the winner's curse: the winner chosen on half of the runs, its cost from the other half.
 
-    Both ways, averaged. The human is chosen where he is cheaper in the half that chooses; a chosen model that fails all
-    runs of the other half is followed by the human, who is paid on top.
+    Both ways, averaged. R is the Beta(1/2, 1/2) posterior mean, since half of the runs may all fail; the human is
+    chosen where he is cheaper, and caps the cost that the other half finds.
     """
     halves = [Attempts(data.models, data.problems, data.correct[..., i::2], data.usd[..., i::2]) for i in (0, 1)]
     if min(half.correct.shape[-1] for half in halves) < 1:
         raise ValueError("splitting needs at least 2 runs of each problem")
-    total = np.zeros(len(data.problems))
-    for choose, judge in (halves, halves[::-1]):
-        chosen = values(choose)
-        winner, best = chosen.argmin(0), chosen.min(0)
-        each = np.arange(len(data.problems))
-        judged, spent = values(judge)[winner, each], judge.usd.sum(-1)[winner, each]
-        paid = np.where(np.isinf(judged), spent + human, judged)
-        total += np.where(best < human, paid, human)
-    return total / 2
+    v = [values(half, prior=0.5) for half in halves]
+    each = np.arange(len(data.problems))
+    paid = [
+        np.where(choose.min(0) < human, np.minimum(judge[choose.argmin(0), each], human), human)
+        for choose, judge in (v, v[::-1])
+    ]
+    return np.mean(paid, axis=0)
 
 
 def gain(before: ArrayLike, after: ArrayLike) -> float:

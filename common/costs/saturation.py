@@ -85,13 +85,9 @@ def saturation_budget(p: float, epsilon: float, ceiling: float = 1.0) -> int:
         return 0
     if p == 1:
         return 1
-    n = max(0, math.ceil(math.log(epsilon / (ceiling * p)) / math.log1p(-p)))
-    # the logarithms round: step to the integer that the definition names
-    while n > 0 and marginal_gain(n - 1, p, ceiling) <= epsilon:
-        n -= 1
-    while marginal_gain(n, p, ceiling) > epsilon:
-        n += 1
-    return n
+    n = math.ceil(math.log(epsilon / (ceiling * p)) / math.log1p(-p))
+    # the logarithms round: take the integer beside it that the definition names
+    return next((k for k in range(n - 1, n + 2) if marginal_gain(k, p, ceiling) <= epsilon), n)
 
 
 def budget_for(p: float, miss: float) -> int:
@@ -99,12 +95,8 @@ def budget_for(p: float, miss: float) -> int:
     _check_chance(p=p)
     if not 0 < miss <= 1 or p == 0:
         raise ValueError(f"needs p > 0 and miss in (0, 1], not {p} and {miss}")
-    n = 1 if p == 1 else math.ceil(math.log(miss) / math.log1p(-p))
-    while n > 0 and (1 - p) ** (n - 1) <= miss:
-        n -= 1
-    while (1 - p) ** n > miss:
-        n += 1
-    return n
+    n = int(miss < 1) if p == 1 else math.ceil(math.log(miss) / math.log1p(-p))
+    return next((k for k in range(max(n - 1, 0), n + 2) if (1 - p) ** k <= miss), n)  # the logarithms round
 
 
 def observed_saturation(curve: ArrayLike, epsilon: float) -> int | None:

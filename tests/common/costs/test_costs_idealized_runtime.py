@@ -227,7 +227,7 @@ def test_ratios_of_two_models_of_one_architecture(published: Path) -> None:
     printed = {
         "inference_runtime": ["2.6850", "10.8678", "1.5701"],
         "inference_idealized_runtime": ["0.9935", "4.9042", "0.2632"],
-        "num_output_tokens": ["1.0150", "inf", "0.0938"],
+        "num_tokens": ["1.0150", "inf", "0.0938"],
     }
     for column, expected in printed.items():
         ratio = pair[0].loc[shared, column] / pair[1].loc[shared, column]
