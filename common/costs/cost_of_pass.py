@@ -20,7 +20,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -68,14 +68,14 @@ class Attempts:
 
 def attempts(
     records: pd.DataFrame,
-    usd: ArrayLike | Callable[[pd.DataFrame], ArrayLike] | Mapping[str, Price],
+    usd: ArrayLike | Mapping[str, Price],
     ignore_bad: bool = False,
 ) -> Attempts:
     """The attempts in the records of one task and one training seed.
 
-    usd: dollars of every record [n], a function of the records that gives them, or a price for every arm; then
-    discarded tokens are paid as output is, since they were generated. Every arm needs as many runs of every problem;
-    ignore_bad leaves out the problems where that is not so, instead of raising ValueError.
+    usd: dollars of every record [n], or a price for every arm; then discarded tokens are paid as output is, since they
+    were generated. Every arm needs as many runs of every problem; ignore_bad leaves out the problems where that is not
+    so, instead of raising ValueError.
     """
     tasks = records[["task", "seed"]].drop_duplicates()
     if len(tasks) != 1:
@@ -108,11 +108,7 @@ def attempts(
     return Attempts(models, problems, correct, order["usd"].to_numpy(dtype=float).reshape(shape))
 
 
-def _usd(
-    records: pd.DataFrame, usd: ArrayLike | Callable[[pd.DataFrame], ArrayLike] | Mapping[str, Price]
-) -> np.ndarray:
-    if callable(usd):
-        usd = usd(records)
+def _usd(records: pd.DataFrame, usd: ArrayLike | Mapping[str, Price]) -> np.ndarray:
     if not isinstance(usd, Mapping):
         return np.asarray(usd, dtype=float)
     if absent := sorted(set(records["arm"]) - set(usd)):

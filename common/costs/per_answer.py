@@ -33,11 +33,11 @@ def per_answer(
     - usd_per_correct: dollars of all attempts over how many were right, of a problem drawn anew for each attempt. (The
       cost-of-pass of common/costs/cost_of_pass.py repeats one problem, and is infinite where that is never solved.)
 
-    records: of one paper, in the schema of common/generation/records.py. steps: what decodes one after another,
-    `generated` tokens (the answer's and the discarded ones, as HELM adds up several completions) or `forwards` (a
-    decoder that scores its discarded tokens within the forward pass that makes an output token, at batch 1). Seeds are
-    averaged: a problem of each seed is a problem. usd_per_hour: of each accelerator. Raises ValueError for an empty
-    frame or another name of steps.
+    records: of one paper, in the schema of common/generation/records.py. The attempts at a problem are averaged over
+    its samples and seeds: those are not independent. usd_per_hour: of each accelerator. steps: what decodes one after
+    another, `generated` tokens (the answer's and the discarded ones, as HELM adds up several completions) or
+    `forwards`, for a decoder that scores its discarded tokens within the forward pass that makes an output token, at
+    batch 1. Raises ValueError for no records, another name of steps, and attempts that cost nothing.
     """
     import pandas as pd
 
@@ -52,7 +52,7 @@ def per_answer(
     seconds = clock(records["prompt_tokens"].to_numpy(), tokens.to_numpy())
     usd = dollars(seconds, usd_per_hour, accelerators)
     priced = records.assign(seconds=seconds, usd=usd, correct=records["correct"].astype(float))
-    by_problem = priced.groupby(["task", "arm", "seed", "problem_id"], sort=False)[["seconds", "usd", "correct"]].mean()
+    by_problem = priced.groupby(["task", "arm", "problem_id"], sort=False)[["seconds", "usd", "correct"]].mean()
     rows = []
     for (task, arm), group in by_problem.groupby(["task", "arm"], sort=False):
         rows.append({"task": task, "arm": arm, "problems": len(group), "accuracy": group["correct"].mean()})

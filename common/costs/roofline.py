@@ -23,7 +23,7 @@ from common.costs.catalogue import Accelerator, Transformer
 
 # c in c L d S^2: QK^T and AV are 4 operations for each pair of a query and a key, and a causal mask leaves half the
 # pairs. `full` is what torch.utils.flop_counter counts and an attention that does not skip masked pairs does; `halved`
-# gives the values that the paper is reported with; `linear` leaves attention out.
+# gives the values that the paper is reported with (inferred from them); `linear` leaves attention out.
 ATTENTION = {"full": 4, "causal": 2, "halved": 1, "linear": 0}
 
 
@@ -117,9 +117,10 @@ def session_seconds(
 ) -> dict[str, float]:
     """Busy seconds of one user's session: {'prefill', 'decode', 'switch'}.
 
-    A user reads a document once and asks `rounds` questions, each answered by `output_tokens` tokens, served one user
-    at a time. With more users than fit into the memory, each round pays a context switch (the worst order: all take
-    turns). 3600 / sum(...) bounds the sessions per hour. Raises CapacityError if not even one context fits.
+    The paper's framework in its simplest reading (its formula was not seen): a user reads a document once and asks
+    `rounds` questions, each answered by `output_tokens` tokens, served one user at a time. With more users than fit
+    into the memory, each round pays a context switch (the worst order: all take turns). 3600 / sum(...) bounds the
+    sessions per hour. Raises CapacityError if not even one context fits.
     """
     if min(rounds, users) < 1:
         raise ValueError(f"a session needs rounds and users of at least 1, not {rounds} and {users}")

@@ -85,7 +85,7 @@ def test_shrinkage_makes_a_failure_expensive_and_not_impossible() -> None:
 def test_costs_count_every_token() -> None:
     table = records({"m": [[1, 0]]}).assign(discarded_tokens=[0, 4])
     assert cop.attempts(table, {"m": Price(1.0, 100.0)}).usd.tolist() == [[[1005.0, 1405.0]]]
-    assert cop.attempts(table, lambda r: r["seconds"] * 2).usd.tolist() == [[[1.0, 1.0]]]
+    assert cop.attempts(table, table["seconds"] * 2).usd.tolist() == [[[1.0, 1.0]]]
 
 
 # --- what it means
@@ -219,6 +219,18 @@ def test_votes_over_stored_runs_cost_the_sum_of_their_runs() -> None:
     assert cop.voted(table, 1)["correct"].tolist() == table["correct"].tolist()
     silent = table.assign(answer=None, correct=False)
     assert not cop.voted(silent, 2)["correct"].any()
+
+
+def test_a_measured_gain_of_voting_is_the_winners_curse() -> None:
+    """No technique raises the frontier that it joins; what voting seems to gain, the split frontier does not see."""
+    rng = np.random.default_rng(2)
+    chance = rng.uniform(0.1, 0.9, 150)
+    table = records({"m": [(rng.random(8) < p).astype(int).tolist() for p in chance]})
+    both = pd.concat([table, cop.voted(table, 3)])
+    data = cop.attempts(both, (both["prompt_tokens"] + both["output_tokens"]).to_numpy())
+    base = data.of(["m"])
+    assert cop.gain(frontier(values(base), 1e4), frontier(values(data), 1e4)) >= 0
+    assert cop.gain(cop.split_frontier(base, 1e4), cop.split_frontier(data, 1e4)) <= 0.05
 
 
 # --- bad input
