@@ -114,6 +114,8 @@ def fit(cells: pd.DataFrame, decimals: int | None = None, accelerators: int = 1)
         raise ValueError("a slope needs two numbers of output tokens or more; the cells have o = 1 alone")
     y = table.to_numpy() - prompts.map(first).to_numpy(dtype=float)
     slope, intercept = (float(x) for x in np.polyfit(outputs, y, 1))
+    if slope < 0:
+        raise ValueError(f"the cells get faster with output tokens ({slope:.2e} s each): noise; repeat them more often")
     g = slope if decimals is None else round(slope, decimals)
     residual, error = y - (slope * outputs + intercept), y - g * (outputs - 1)
     return Fit(
@@ -138,7 +140,7 @@ def denoise(calls: pd.DataFrame) -> Profile:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # an API's F(p) falls more often than not
         profile = fit(fastest).profile
-    g = max(profile.per_output_token, 0.0)
+    g = profile.per_output_token
     overhead = max(next(iter(profile.prompt.values())) - g, 0.0)
     return Profile(g, {p: max(seconds - overhead, g) for p, seconds in profile.prompt.items()}, overhead)
 

@@ -260,6 +260,7 @@ def test_prompt_flops() -> None:
         (lambda: fit(cells().query("output_tokens > 1 or prompt_tokens != 64")), ValueError, r"lack p = \[64\]"),
         (lambda: fit(cells().query("output_tokens == 1")), ValueError, "two numbers of output tokens"),
         (lambda: fit(pd.concat([cells(), cells()])), ValueError, r"\(1, 1\) is there twice"),
+        (lambda: fit(cells().assign(seconds=lambda t: 9 - t["output_tokens"] / 8)), ValueError, "faster with output"),
         (lambda: dollars(1, -1), ValueError, "usd_per_hour >= 0 and accelerators >= 1, not -1 and 1"),
         (lambda: joules(1, 1, 0), ValueError, "accelerators >= 1, not 1 and 0"),
     ],

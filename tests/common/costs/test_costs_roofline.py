@@ -160,6 +160,13 @@ def test_a_batch_below_the_critical_one_is_bound_by_bandwidth() -> None:
     assert roofline.decode_seconds(no_cache, A100, 1, users=306) == pytest.approx(one * 306 / 153.016, rel=1e-4)
 
 
+def test_a_short_prompt_takes_one_reading_of_the_weights() -> None:
+    """Up to the critical batch a prompt is no slower than a token; beyond it, operations bind."""
+    reading = PAPER.weight_bytes / A100.memory_bytes_per_s
+    assert [roofline.prefill_seconds(PAPER, A100, s, "linear") for s in (1, 100, 153)] == [reading] * 3
+    assert roofline.prefill_seconds(PAPER, A100, 154, "linear") > reading
+
+
 RESOURCES = ("flops_per_s", "memory_bytes_per_s", "host_bytes_per_s")
 METRICS = {
     "prefill": (lambda machine: roofline.prefill_seconds(PAPER, machine, 50_000), "flops_per_s"),

@@ -51,6 +51,9 @@ def test_the_edges_of_saturation() -> None:
     assert sat.saturation_budget(1, 0.5, ceiling=0.4) == 0
     assert sat.saturation_budget(0.3, 0.3) == 0
     assert sat.saturation_budget(0.5, 0.125) == 2  # a gain that equals epsilon is small enough
+    # exact in binary, and the quotient of the logarithms comes out just above the whole number for some
+    for k in range(1, 17):
+        assert [sat.saturation_budget(p, p * (1 - p) ** k) for p in (0.125, 0.25, 0.5, 0.75, 0.875)] == [k] * 5
     assert sat.saturation_budget(1e-17, 1e-18) == pytest.approx(math.log(10) * 1e17)  # 1 - p rounds to 1
     assert [sat.marginal_gain(0, p) for p in (0.0, 0.3, 1.0)] == [0.0, 0.3, 1.0]
 
@@ -148,6 +151,14 @@ def test_exact_curves_give_back_their_geometric_law(p: float, ceiling: float) ->
     found = sat.fit_geometric(n, sat.geometric(n, p, ceiling))
     assert (found.p, found.ceiling) == pytest.approx((p, ceiling), abs=1e-6)
     np.testing.assert_allclose(found([16, 64]), sat.geometric([16, 64], p, ceiling), atol=1e-6)
+
+
+def test_a_point_of_large_deviation_hardly_counts() -> None:
+    n = np.array([1, 2, 3, 4, 6, 8])
+    curve = sat.geometric(n, 0.3, 0.6) + 0.2 * (n == 8)
+    weighted = sat.fit_geometric(n, curve, np.where(n == 8, 1e4, 1e-2))
+    assert (weighted.p, weighted.ceiling) == pytest.approx((0.3, 0.6), abs=1e-6)
+    assert sat.fit_geometric(n, curve).ceiling > 0.65
 
 
 def test_the_reported_points_of_aime_ask_for_this_chance() -> None:
