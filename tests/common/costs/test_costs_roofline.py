@@ -87,7 +87,7 @@ def test_the_catalogues_yi_is_what_its_configuration_counts() -> None:
     assert counted == replace(YI, name=counted.name, source=counted.source)
 
 
-# --- the paper: values of the sheet's table t2 (recomputed closed forms), which hold those that were reported
+# --- the paper: its running example recomputed (N = 34e9), and the values that it is reported with
 
 T2 = """
 4000 0.98304 0.9155 0.8718 0.8939 0.9159 0.9600 0.8923 8.4579 0.0983 0.0916 18 105 280 629
@@ -140,7 +140,7 @@ def test_the_number_on_the_box_decides_whether_one_context_fits() -> None:
     assert [roofline.concurrency(PAPER, m, 4000) for m in (A100.label_bytes, A100.memory_bytes)] == [12, 18]
 
 
-def test_other_anchors_of_the_sheet() -> None:
+def test_other_numbers_of_the_running_example() -> None:
     assert roofline.kv_bytes(YI, 1) == 245_760
     assert roofline.kv_bytes(YI, 10**6) == 250 * roofline.kv_bytes(YI, 4000)
     many_heads = replace(YI, kv_heads=56)

@@ -16,7 +16,7 @@ from common.costs import saturation as sat
 
 chances = st.floats(0, 1)
 
-# smallest N >= 0 with p (1 - p)^N <= epsilon, for epsilon = 0.1, 0.05, 0.01, 0.001 (the sheet's table t2)
+# smallest N >= 0 with p (1 - p)^N <= epsilon, for epsilon = 0.1, 0.05, 0.01, 0.001
 T2 = {
     0.01: [0, 0, 0, 230],
     0.05: [0, 0, 32, 77],
