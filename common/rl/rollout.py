@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from common.tasks.problem import Problem
 
 
+TOGETHER = 32  # rows of similar length that a forward pass reads
+
+
 @dataclass(frozen=True)
 class Layout:
     """Where the tokens of rows that are not plain sequences stand, and what they do not see.
@@ -31,6 +34,10 @@ class Layout:
 
     def rows(self, index: torch.Tensor) -> Layout:
         return Layout(self.positions[index], self.hidden[index])
+
+    def until(self, width: int) -> Layout:
+        """Of the first columns."""
+        return Layout(self.positions[:, :width], self.hidden[:, :width])
 
     def visible(self) -> torch.Tensor:
         """bool [N, T, T]: whether token t (second axis) sees column k (third)."""
@@ -140,9 +147,28 @@ def log_probs(
     that it was drawn from, both float32 [N, T] and 0 off the response. Differentiable; the head sees response positions
     alone. layout: None for plain sequences; a response token is always predicted by the column before it. Raises
     ValueError for a response without a prompt.
+
+    Rows of similar length are read together, without the columns that all of them leave empty: most of a batch is
+    shorter than its longest row.
     """
     if bool(response[:, 0].any()):
         raise ValueError("a response cannot begin at the first position: nothing predicts that token")
+    columns = ids.shape[1]
+    length = (response * torch.arange(1, columns + 1, device=ids.device)).amax(1)
+    order = length.argsort(stable=True)
+    found = []
+    for rows in order.split(TOGETHER):
+        width = max(1, int(length[rows[-1]]))
+        of = layout and layout.rows(rows).until(width)
+        both = _log_probs(model, ids[rows, :width], response[rows, :width], temperature, of)
+        found.append(torch.nn.functional.pad(torch.stack(both), (0, columns - width)))
+    logp, entropy = torch.cat(found, dim=1)[:, order.argsort()]
+    return logp, entropy
+
+
+def _log_probs(
+    model: PreTrainedModel, ids: torch.Tensor, response: torch.Tensor, temperature: float, layout: Layout | None
+) -> tuple[torch.Tensor, torch.Tensor]:
     embedded = model.get_input_embeddings()(ids)
     where = (
         {} if layout is None else {"position_ids": layout.positions, "attention_mask": _additive(layout, model.dtype)}

@@ -133,15 +133,15 @@ def _timing(cfg: DictConfig) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _passes(cfg: DictConfig, name: str, model: PreTrainedModel) -> int:
-    """Forward passes of the module in one step; the sampler has its own forward, the same in all arms."""
+def _passes(cfg: DictConfig, name: str, model: PreTrainedModel) -> float:
+    """Forward passes of each answer in one step; the sampler has its own forward, the same in all arms."""
     from common.rl import arms
 
-    calls: list[int] = []
-    handle = model.base_model.register_forward_hook(lambda *_: calls.append(1))
+    rows: list[int] = []
+    handle = model.base_model.register_forward_hook(lambda _, __, output: rows.append(len(output.last_hidden_state)))
     arms.one_step(cfg, name, model)
     handle.remove()
-    return len(calls)
+    return sum(rows) / (cfg.rl.prompts * cfg.rl.group_size)
 
 
 def figures(cfg: DictConfig) -> None:

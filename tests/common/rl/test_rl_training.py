@@ -10,6 +10,7 @@ from common.generation.sampler import generate
 from common.models.build import ModelConfig, build
 from common.reasoners import policies
 from common.rl import dpo, rewards
+from common.rl import rollout as rollouts
 from common.rl.advantages import dr_grpo, rloo
 from common.rl.anchor import Anchor
 from common.rl.experience import Critic, Experience, Grouped
@@ -76,6 +77,24 @@ def test_log_probs_are_the_models_own_and_do_not_see_padding():
     assert (logp[~response] == 0).all()
     with pytest.raises(ValueError, match="cannot begin at the first position"):
         log_probs(model, ids, torch.ones_like(response))
+
+
+def test_rows_read_by_length_are_the_same_rows(monkeypatch):
+    """In value and gradient, whatever is read together; a row without a response is all 0."""
+    prompts = [[5, 6, 7], [8], [9, 10], [11] * 9, [4, 4]]
+    ids, response = padded(prompts, [[11, 12], [13, 14, 15, 16, 18, 19], [17], [3] * 7, []])
+    values, gradients = [], []
+    for together in (1, 2, 100):
+        monkeypatch.setattr(rollouts, "TOGETHER", together)
+        model = tiny().double()
+        logp, entropy = log_probs(model, ids, response)
+        (logp.sum() + entropy.sum()).backward()
+        values.append(torch.stack([logp, entropy]).detach())
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    for other in (1, 2):
+        torch.testing.assert_close(values[0], values[other])
+        torch.testing.assert_close(gradients[0], gradients[other], rtol=1e-5, atol=1e-6)
+    assert (values[0][:, 4] == 0).all()
 
 
 def test_uniform_logits_have_the_entropy_of_the_vocabulary():
