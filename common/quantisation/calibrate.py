@@ -145,10 +145,9 @@ def _checked(model: PreTrainedModel, calibration: Iterable[torch.Tensor]) -> lis
     for batch in calibration:
         if batch.dim() != 2 or batch.is_floating_point() or not batch.numel():
             raise ValueError(f"calibration batches are token ids [rows, length], not {batch.dtype} {list(batch.shape)}")
-        if not (0 <= int(batch.min()) and int(batch.max()) < vocabulary):
-            raise ValueError(
-                f"calibration ids go from {int(batch.min())} to {int(batch.max())}: the vocabulary is 0..{vocabulary - 1}"
-            )
+        low, high = int(batch.min()), int(batch.max())
+        if low < 0 or high >= vocabulary:
+            raise ValueError(f"calibration ids go from {low} to {high}: the vocabulary is 0..{vocabulary - 1}")
         batches.append(batch.to(model.device))
     if not batches:
         raise ValueError("no calibration batch: pass token ids [rows, length]")

@@ -56,9 +56,10 @@ def gptq(
 ) -> Rounded:
     """GPTQ of a matrix [rows, channels]; a group's grid is fitted when its turn comes, to compensated weights.
 
-    hessian: [channels, channels]. kept: bool like the matrix, weights that stay as they are (they take compensation, but
-    make no error). damp: added to the Hessian's diagonal, as a share of its mean. Computes in float32, float64 for a
-    float64 matrix. Raises ValueError for sizes that do not fit, values that are not finite and damp <= 0.
+    hessian: [channels, channels]. kept: bool like the matrix, weights that are stored as they are (compensated, but
+    without an error of their own). damp: added to the Hessian's diagonal, as a share of its mean. Computes in float32,
+    in float64 for a float64 matrix. Raises ValueError for sizes that do not fit, values that are not finite and
+    damp <= 0.
     """
     w = _checked(weight, groups, kept).clone()
     factor = inverse_factor(hessian.to(w.dtype), damp)

@@ -3,7 +3,7 @@
     quantize_(model, calibration)          # linear layers of the decoder blocks -> F24Linear, in place
 
 A matrix W [OC, IC] is cut into stripes of 16 input channels, the same for all rows; every row of a stripe is a group
-with a scale and a zero of its own. All stripes have 2 bits but for the share `ratio_4bit` that matters most, which has 4
+with a scale and a zero of its own. Stripes have 2 bits, but the share `ratio_4bit` that matters most has 4
 (`stripe_scores`). The scales of 2-bit groups are quantised again, g2 rows at a time (`two_order`). The packed planes
 are described in kernels/w24.py, whose kernels unpack them while they load.
 """
@@ -163,7 +163,7 @@ def quantise_matrix(
     Columns are rounded in packed order: what GPTQ moves out of 2-bit stripes ends in those of 4 bits. outliers: share
     of the weights that stays in float16, all in 2-bit stripes. Errors as `quantize_`.
     """
-    rows, channels = weight.shape
+    channels = weight.shape[1]
     if channels % STRIPE:
         raise ValueError(f"{channels} input channels are no multiple of {STRIPE}: pad them")
     w, h = weight.float(), hessian.float()
