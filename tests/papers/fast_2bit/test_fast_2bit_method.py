@@ -21,7 +21,6 @@ from papers.fast_2bit.measure import scale_study
 from papers.fast_2bit.method import order_of, stripes_in_4_bits, two_order
 
 
-
 @pytest.fixture(autouse=True)
 def _torch_paths(monkeypatch):
     """Whole models in Triton's interpreter take minutes; tests/kernels holds the kernels to the torch paths."""
@@ -131,7 +130,7 @@ def test_a_ratio_for_each_matrix():
     assert stripes_in_4_bits({"a": 6, "b": 12, "c": 6}, {"a": 0, "b": 1, "c": 0.5}) == {"a": 0, "b": 12, "c": 3}
     with pytest.raises(ValueError, match="no ratio for b"):
         stripes_in_4_bits({"a": 6, "b": 12}, {"a": 0})
-    with pytest.raises(ValueError, match="share in 0..1, not 1.2"):
+    with pytest.raises(ValueError, match=r"share in 0\.\.1, not 1\.2"):
         stripes_in_4_bits({"a": 6}, 1.2)
 
 
