@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from common.metrics.timing import Timings, compare
-from kernels.bench import copies_of, normal, repeated
+from kernels.bench import repeated
+from kernels.bench_cases import copies_of, normal
 from kernels.w24 import STRIPE, random_f24
 from kernels.w24_gemv import VARIANTS, w24_gemv
 
