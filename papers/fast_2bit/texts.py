@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 CHARACTERS = 4000  # of each file of the standard library, as many as the shared models are trained on
+HELD_OUT = {"train": ("train",), "test": ("warmup", "test")}  # the shared models have seen neither of the latter
 WIDE = 6  # characters that hold a token for sure, on average over a window
 
 
@@ -23,7 +24,7 @@ def stdlib(cfg: DictConfig, split: str, count: int, tokens: int, seed: int) -> l
     """Stretches of different files, each from the start of a line on and long enough for `tokens`."""
     random = np.random.default_rng([seed, 0xF24])
     least = WIDE * tokens
-    files = [d.text[:CHARACTERS] for d in corpus.stdlib_sources(split)]
+    files = [d.text[:CHARACTERS] for own in HELD_OUT[split] for d in corpus.stdlib_sources(own)]
     files = [text for text in files if len(text) > least]
     texts = []
     for index in random.permutation(len(files))[:count]:
