@@ -53,7 +53,7 @@ def check_device(**tensors: torch.Tensor) -> None:
             raise ValueError(f"{name} is on {tensor.device} but {first} on {head.device}: move one of them")
 
 
-def check_integers(*dtypes: torch.dtype, **tensors: torch.Tensor) -> None:
+def check_dtypes(*dtypes: torch.dtype, **tensors: torch.Tensor) -> None:
     """Raises TypeError for a tensor of another dtype than these."""
     for name, tensor in tensors.items():
         if tensor.dtype not in dtypes:

@@ -62,12 +62,12 @@ def processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
 
 
-def split_count(programs: int, rows: int, least: int, device: torch.device) -> int:
-    """Parts into which to cut a loop over `rows` so that the GPU is busy: two programs a processor, in one wave.
+def split_count(programs: int, rows: int, least: int, device: torch.device, each: int = 2) -> int:
+    """Parts into which to cut a loop over `rows` so that the GPU is busy: `each` programs a processor, in one wave.
 
     programs: how many there are without a split. least: rows below which a part does not pay.
     """
-    return max(1, min(2 * processors(device) // max(programs, 1), -(-rows // least)))
+    return max(1, min(each * processors(device) // max(programs, 1), -(-rows // least)))
 
 
 def block_of(size: int, least: int, most: int) -> int:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import torch
 
-from kernels._checks import check_device, check_floats, check_integers, check_last_dense, group_of, sizes_of
+from kernels._checks import check_device, check_dtypes, check_floats, check_last_dense, group_of, sizes_of
 from kernels._softmax import LOG2E, finite
 from kernels._triton import block_of, split_count, tl, triton, use_triton
 from kernels.cost import Cost
@@ -136,7 +136,7 @@ def centroid_scores(q: torch.Tensor, centroids: torch.Tensor, counts: torch.Tens
     if not queries or not clusters:
         raise ValueError(f"there are {queries} queries (M) and {clusters} clusters (K): a mean needs one of each")
     check_floats(q=q, centroids=centroids)
-    check_integers(torch.int32, counts=counts)
+    check_dtypes(torch.int32, counts=counts)
     check_device(q=q, counts=counts)
     check_last_dense(q=q, centroids=centroids, counts=counts)
     if not use_triton(q, centroids):

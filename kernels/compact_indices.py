@@ -11,7 +11,7 @@ import math
 
 import torch
 
-from kernels._checks import check_device, check_integers, check_last_dense, sizes_of
+from kernels._checks import check_device, check_dtypes, check_last_dense, sizes_of
 from kernels._triton import block_of, tl, triton, use_triton
 from kernels.cost import Cost
 
@@ -90,8 +90,8 @@ def compact_indices(
     """
     sizes = sizes_of(scores=(scores, "H K"), labels=(labels, "H n"))
     heads, n = labels.shape
-    check_integers(torch.float32, scores=scores)
-    check_integers(torch.int16, torch.int32, labels=labels)
+    check_dtypes(torch.float32, scores=scores)
+    check_dtypes(torch.int16, torch.int32, labels=labels)
     check_device(scores=scores, labels=labels)
     check_last_dense(scores=scores, labels=labels)
     if math.isnan(threshold):

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import torch
 
-from kernels._checks import check_device, check_floats, check_integers, check_last_dense, sizes_of
+from kernels._checks import check_device, check_dtypes, check_floats, check_last_dense, sizes_of
 from kernels._triton import block_of, tl, triton, use_triton
 from kernels.cost import Cost
 
@@ -104,7 +104,7 @@ def cluster_means(x: torch.Tensor, labels: torch.Tensor, clusters: int) -> tuple
     """
     sizes_of(x=(x, "H n D"), labels=(labels, "H n"))
     check_floats(x=x)
-    check_integers(torch.int32, labels=labels)
+    check_dtypes(torch.int32, labels=labels)
     check_device(x=x, labels=labels)
     check_last_dense(x=x)
     if clusters < 1:

@@ -14,7 +14,7 @@ from functools import lru_cache
 
 import torch
 
-from kernels._checks import check_device, check_integers, check_last_dense, sizes_of
+from kernels._checks import check_device, check_dtypes, check_last_dense, sizes_of
 from kernels._triton import block_of, tl, triton, use_triton
 from kernels.cost import Cost
 
@@ -79,7 +79,7 @@ def kv_compact(caches: Sequence[torch.Tensor], path: torch.Tensor, count: torch.
                 f" the first {first.dtype} {list(first.shape)} with {first.stride()} on {first.device}: compact caches"
                 " of one layout together"
             )
-    check_integers(torch.int32, path=path, count=count, ctx_len=ctx_len)
+    check_dtypes(torch.int32, path=path, count=count, ctx_len=ctx_len)
     check_device(cache=first, path=path, count=count, ctx_len=ctx_len)
     check_last_dense(cache=first, path=path)
     if path.device.type == "cpu":

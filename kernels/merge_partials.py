@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from kernels._checks import check_device, check_integers, check_last_dense, sizes_of
+from kernels._checks import check_device, check_dtypes, check_last_dense, sizes_of
 from kernels._softmax import finite
 from kernels._triton import block_of, tl, triton, use_triton
 from kernels.cost import Cost
@@ -100,13 +100,15 @@ def merge_partials(
 ) -> State:
     """Merges the parts of every head, and `own` with them: State(o [H, R, D] of `dtype`, m and l float32 [H, R]).
 
-    o float32 [P, R, D], m and l float32 [P, R]: parts, those of one head one after the other; R rows (queries). start:
-    int32 [H + 1], the parts of head h are start[h]..start[h + 1] - 1 (none: `own` comes back unchanged, or zeros); or
-    the number of parts that every head has. Parts behind start[H] are not read. own: one more part a head, such as
-    attention over the user's own tokens. Raises ValueError for shapes that do not fit and TypeError for dtypes.
+    o float32 [P, R, D], m and l float32 [P, R] (all float64 will do): parts, those of one head one after the other; R
+    rows (queries). start: int32 [H + 1], the parts of head h are start[h]..start[h + 1] - 1 (none: `own` comes back
+    unchanged, or zeros); or the number of parts that every head has. Parts behind start[H] are not read. own: one more
+    part a head, such as attention over the user's own tokens; its o may have another dtype. Raises ValueError for
+    shapes that do not fit and TypeError for dtypes.
     """
     sizes = sizes_of(o=(o, "P R D"), m=(m, "P R"), l=(l, "P R"))
-    check_integers(*({o.dtype} & {torch.float32, torch.float64} or {torch.float32}), o=o, m=m, l=l)
+    wide = torch.float64 if o.dtype == torch.float64 else torch.float32
+    check_dtypes(wide, o=o, m=m, l=l)
     check_device(o=o, m=m, l=l)
     check_last_dense(o=o)
     parts, rows, d = sizes["P"], sizes["R"], sizes["D"]
@@ -115,7 +117,7 @@ def merge_partials(
             raise ValueError(f"{parts} parts cannot be {start} for every head: start must divide their number")
         heads = parts // start
     else:
-        check_integers(torch.int32, start=start)
+        check_dtypes(torch.int32, start=start)
         check_device(o=o, start=start)
         heads = sizes_of(start=(start, "H+1"))["H+1"] - 1
     if own is not None:
@@ -124,8 +126,9 @@ def merge_partials(
             raise ValueError(
                 f"own has shapes {given}: one more part a head is o {[heads, rows, d]}, m and l {[heads, rows]}"
             )
+        check_dtypes(wide, own_m=own.m, own_l=own.l)
         check_device(o=o, own_o=own.o, own_m=own.m, own_l=own.l)
-    if not use_triton(o):
+    if not use_triton(o, o if own is None else own.o):
         return _with_torch(o, m, l, start, heads, own, dtype)
     result = State(o.new_empty(heads, rows, d, dtype=dtype), m.new_empty(heads, rows), m.new_empty(heads, rows))
     mine: Any = [t.contiguous() for t in own] if own is not None else [o, m, l]

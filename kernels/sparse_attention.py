@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-from kernels._checks import check_device, check_floats, check_integers, check_last_dense, group_of, sizes_of
+from kernels._checks import check_device, check_dtypes, check_floats, check_last_dense, group_of, sizes_of
 from kernels._softmax import LOG2E, attend, normalised
 from kernels._triton import block_of, processors, tl, triton, use_triton
 from kernels.cost import Cost
@@ -137,7 +137,7 @@ def sparse_attention(
             " heads"
         )
     check_floats(q=q, k=k, v=v)
-    check_integers(torch.int32, idx=idx, cnt=cnt)
+    check_dtypes(torch.int32, idx=idx, cnt=cnt)
     check_device(q=q, idx=idx, cnt=cnt)
     check_last_dense(q=q, k=k, v=v, idx=idx)
     if idx.device.type == "cpu":

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import torch
 
-from kernels._checks import check_device, check_floats, check_integers, check_last_dense, group_of, sizes_of
+from kernels._checks import check_device, check_dtypes, check_floats, check_last_dense, group_of, sizes_of
 from kernels._softmax import LOG2E, attend, normalised
 from kernels._triton import block_of, split_count, tl, triton, use_triton
 from kernels.cost import Cost
@@ -141,8 +141,8 @@ def tree_attention(
     heads, capacity = sizes["Hkv"], sizes["S"]
     group = group_of(query_heads, heads)
     check_floats(q=q, k=k, v=v)
-    check_integers(torch.bool, tree_mask=mask)
-    check_integers(torch.int32, ctx_len=lengths)
+    check_dtypes(torch.bool, tree_mask=mask)
+    check_dtypes(torch.int32, ctx_len=lengths)
     check_device(q=q, tree_mask=mask, ctx_len=lengths)
     check_last_dense(q=q, k=k, v=v, tree_mask=mask)
     if lengths.device.type == "cpu" and batch:

@@ -32,7 +32,7 @@ from dataclasses import dataclass, fields, replace
 
 import torch
 
-from kernels._checks import check_device, check_integers, sizes_of
+from kernels._checks import check_device, check_dtypes, sizes_of
 from kernels.packing import check_codes, join, pack, unpack
 
 STRIPE = 16  # channels of a stripe: 16 codes of 2 bits fill an int32 word
@@ -238,23 +238,27 @@ def check_product(x: torch.Tensor, weight: F24) -> None:
     sizes_of(x=(x, "B IC"), perm=(weight.perm, "IC"))
     if x.dtype not in (torch.float16, torch.bfloat16, torch.float32):
         raise TypeError(f"x is {x.dtype}: pass float16, bfloat16 or float32")
-    check_integers(torch.int32, qw2=weight.qw2, qw4=weight.qw4)
+    check_dtypes(torch.int32, qw2=weight.qw2, qw4=weight.qw4)
     check_device(x=x, **weight.planes())
 
 
-def random_f24(rows: int, n2: int, n4: int, seed: int = 0, g2: int = 16, device: str = "cpu") -> F24:
-    """A matrix of random codes with weights of order 1/sqrt(IC): for benchmarks and tests."""
+def random_f24(rows: int, n2: int, n4: int, seed: int = 0, g2: int = 16) -> F24:
+    """A matrix of random codes with weights of order 1/sqrt(IC), on the CPU: for benchmarks and tests."""
     draw = torch.Generator().manual_seed(seed)
-    groups = -(-rows // g2)
-    widths = torch.tensor([1 << SCALE_BITS[g % 3] for g in range(n2)], dtype=torch.long)
+    groups, size = -(-rows // g2), (STRIPE * max(n2 + n4, 1)) ** -0.5
 
-    def codes(limit: int, *shape: int) -> torch.Tensor:
-        return torch.randint(0, limit, shape, generator=draw)
+    def words(dtype: torch.dtype, *shape: int) -> torch.Tensor:
+        bounds = torch.iinfo(dtype)
+        return torch.randint(bounds.min, bounds.max + 1, shape, generator=draw, dtype=dtype)
 
-    size = (STRIPE * max(n2 + n4, 1)) ** -0.5
-    return pack_f24(
-        codes(4, rows, n2, STRIPE), codes(4, rows, n2), codes(16, rows, n2) % widths,
-        size * (0.05 + 0.1 * torch.rand(groups, n2, generator=draw)), codes(16, groups, n2),
-        codes(16, rows, n4, STRIPE), codes(16, rows, n4), size * 0.2 * torch.rand(rows, n4, generator=draw),
-        torch.randperm(STRIPE * (n2 + n4), generator=draw), g2,
-    ).to(device)  # fmt: skip
+    return F24(
+        words(torch.int32, rows, n2),
+        words(torch.int16, rows, -(-n2 // 3)),
+        (size * (0.05 + 0.1 * torch.rand(groups, n2, generator=draw))).half(),
+        words(torch.int16, groups, -(-n2 // 3)) & 0xFFF,
+        words(torch.int32, rows, n4, 2),
+        (size * 0.2 * torch.rand(rows, n4, generator=draw)).half(),
+        words(torch.int16, rows, -(-n4 // 4)),
+        torch.randperm(STRIPE * (n2 + n4), generator=draw).int(),
+        g2,
+    )

@@ -79,8 +79,8 @@ def w24_gemm(x: torch.Tensor, weight: F24, variant: str = "V3") -> torch.Tensor:
     """x W^T: [B, OC] in x's dtype; weights are rounded to x's dtype before they are multiplied, sums are in float32.
 
     x [B, IC] float16, bfloat16 or float32, channels in packed order (x[:, weight.perm] of the layer's input), rows
-    dense. On the CPU without the interpreter all of W is unpacked, whatever the variant (there is no VX there). Raises
-    ValueError for shapes and an unknown variant, TypeError for dtypes.
+    dense. On the CPU without the interpreter one path serves V1 to V3, and there is no VX. Raises ValueError for shapes
+    and an unknown variant, TypeError for dtypes.
     """
     check_product(x, weight)
     check_variant(variant)

@@ -13,7 +13,7 @@ The variants differ in when scales are decoded ("asynchronous dequantisation" is
     V1  in one kernel; the scales of a tile are decoded before its words are used
     V2  the scales of the next tile are decoded while this tile's words are on their way
     V3  V2, and the loads of several tiles are in flight (num_stages > 1)
-    VX  V1's loads without decoding: not a product, but what V1 would take if dequantisation were free. It gives
+    VX  V1's loads of W without decoding: no product, but what V1 would take if dequantisation were free. It gives
         sum over words of (word as unsigned) sum_c x_c + metadata word + offset word + stored scale
 """
 
@@ -135,8 +135,8 @@ def w24_gemv(x: torch.Tensor, weight: F24, variant: str = "V3") -> torch.Tensor:
 
     x [B, IC] float16, bfloat16 or float32, channels in packed order (x[:, weight.perm] of the layer's input), any
     strides. variant: see the module; V0 to V3 agree up to rounding. On the CPU without the interpreter one path serves
-    V0 to V3; it unpacks all of W. Raises ValueError for shapes, more than 8 rows (use w24_gemm) and an unknown
-    variant, TypeError for dtypes.
+    V1 to V3. Raises ValueError for shapes, more than 8 rows (use w24_gemm) and an unknown variant, TypeError for
+    dtypes.
     """
     check_product(x, weight)
     check_variant(variant)
@@ -160,7 +160,7 @@ def w24_gemv(x: torch.Tensor, weight: F24, variant: str = "V3") -> torch.Tensor:
     block_b = block_of(batch, 1, MOST_ROWS)
     block_oc = math.gcd(weight.g2, 16)
     blocks = triton.cdiv(weight.rows, block_oc)
-    parts = split_count(blocks, max(n2, words4), 4 * block_w, x.device)
+    parts = split_count(blocks, max(n2, words4), 2 * block_w, x.device, each=8)  # programs have few warps
     out = torch.empty(parts, batch, weight.rows, device=x.device, dtype=x.dtype if parts == 1 else torch.float32)
     _gemv_kernel[(blocks, parts)](
         x2, x4, *weight.planes().values(), out, batch, weight.rows, n2, words4,

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from kernels import bench, roofline
+from kernels import bench, bench_cases, roofline
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -65,28 +65,27 @@ def test_rates_follow_from_times_and_ceilings(table):
 def test_kernels_and_baselines_of_a_case_agree():
     """What is compared computes the same."""
     for kind, shape in (("tree", (2, 4, 2, 3, 40)), ("linear", (32, 256, 4)), ("linear", (32, 256, 16))):
-        for case in bench.CASES[kind](shape, 16, "cpu", torch.float32, 0.0):
+        for case in bench_cases.CASES[kind](shape, 16, "cpu", torch.float32, 0.0):
             for baseline in case.baselines.values():
                 torch.testing.assert_close(case.call(0), baseline(0), rtol=1e-4, atol=1e-4)
-    (scores,) = (
-        c for c in bench.CASES["squeezed"]((2, 1, 300), 16, "cpu", torch.float32, 0.0) if c.kernel == "centroid_scores"
-    )
+    squeezed = bench_cases.CASES["squeezed"]((2, 1, 300), 16, "cpu", torch.float32, 0.0)
+    (scores,) = (case for case in squeezed if case.kernel == "centroid_scores")
     torch.testing.assert_close(scores.call(0), scores.baselines["torch"](0))
 
 
 def test_the_threshold_keeps_about_the_wanted_share_and_all_of_the_window():
-    step = bench.Squeezed.random(0, 4, 2, 3000, 16, "cpu", torch.float32)
+    step = bench_cases.Squeezed.random(0, 4, 2, 3000, 16, "cpu", torch.float32)
     idx, cnt = step.select()
-    kept = (cnt - bench.WINDOW).sum() / (2 * (3000 - bench.WINDOW))
-    assert float(kept) == pytest.approx(bench.KEPT, abs=0.05)
+    kept = (cnt - bench_cases.WINDOW).sum() / (2 * (3000 - bench_cases.WINDOW))
+    assert float(kept) == pytest.approx(bench_cases.KEPT, abs=0.05)
     assert all(set(range(2900, 3000)) <= set(row[:n].tolist()) for row, n in zip(idx, cnt, strict=True))
     assert step.step().shape == (2, 2, 16)
 
 
 def test_copies_fill_the_cache():
-    assert len(bench.copies_of(lambda seed: seed, 30e6, 200e6)) == 7
-    assert bench.copies_of(lambda seed: seed, 300e6, 200e6) == [0]
-    assert len(bench.copies_of(lambda seed: seed, 1.0, 200e6)) == 64
+    assert len(bench_cases.copies_of(lambda seed: seed, 30e6, 200e6)) == 7
+    assert bench_cases.copies_of(lambda seed: seed, 300e6, 200e6) == [0]
+    assert len(bench_cases.copies_of(lambda seed: seed, 1.0, 200e6)) == 64
 
 
 def test_calls_go_round_the_copies():

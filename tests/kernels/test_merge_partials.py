@@ -99,6 +99,8 @@ def test_bad_input(paths):
         merge_partials(o.half(), m, l, 2)
     with pytest.raises(TypeError, match=r"start is torch.int64: pass int32"):
         merge_partials(o, m, l, torch.tensor([0, 4]))
+    with pytest.raises(TypeError, match=r"own_m is torch.float16: pass float32"):
+        merge_partials(o, m, l, 2, State(o[:2], m[:2].half(), l[:2]))
     with pytest.raises(ValueError, match=r"own has shapes \[1, 2, 8\], .* a head is o \[2, 2, 8\], m and l \[2, 2\]"):
         merge_partials(o, m, l, 2, State(o[:1], m[:1], l[:1]))
 

@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels.packing import codes_per_word, pack, unpack
 
+SETTINGS = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 
+
+@SETTINGS
 @given(
     bits=st.sampled_from([1, 2, 3, 4, 8]),
     word=st.sampled_from([torch.int16, torch.int32]),
@@ -23,6 +26,7 @@ def test_round_trip(bits, word, rows, count, seed):
     assert torch.equal(unpack(words, bits, count).long(), codes)
 
 
+@SETTINGS
 @given(
     words=st.lists(st.integers(-(2**31), 2**31 - 1), min_size=1, max_size=5),
     bits=st.sampled_from([1, 2, 4, 8]),

@@ -44,9 +44,9 @@ def test_parity(where, data, heads, group, queries, keys, d, size, per_query_hea
     counts = data.draw(st.lists(st.integers(0, keys), min_size=lists, max_size=lists))
     dtype = data.draw(st.sampled_from(where.dtypes))
     args = inputs(where, heads, group, queries, keys, counts, d, dtype, size)
-    output = merged(where, *args, scale=d**-0.5, dtype=dtype) if dtype != torch.float64 else None
-    if output is not None:
-        where.close(output, reference(*args, scale=d**-0.5), dtype)
+    output = merged(where, *args, scale=d**-0.5, dtype=dtype)
+    # a logit of 500 is rounded by more than a small one, and its error is multiplied into the output
+    where.close(output, reference(*args, scale=d**-0.5), dtype, factor=10 if size > 1 else 1)
 
 
 def test_long_lists_are_cut_into_pieces(where):

@@ -42,7 +42,8 @@ def test_parity(where, data, group, heads, drafted, d, size):
     args = inputs(where, len(contexts), group, heads, drafted, contexts, d, dtype, size)
     output = tree_attention(*args, scale=d**-0.5)
     assert output.dtype == dtype
-    where.close(output, reference(*args, scale=d**-0.5), dtype)
+    # a logit of 500 is rounded by more than a small one, and its error is multiplied into the output
+    where.close(output, reference(*args, scale=d**-0.5), dtype, factor=10 if size > 1 else 1)
 
 
 @pytest.mark.parametrize("drafted", [1, 5])

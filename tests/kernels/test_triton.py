@@ -95,6 +95,7 @@ def test_blocks_and_splits():
     assert split_count(9, 1000, 64, cpu) == 1
     assert split_count(1, 100, 64, cpu) == 2
     assert split_count(1, 0, 64, cpu) == 1
+    assert split_count(1, 9000, 64, cpu, each=8) == 32
 
 
 @pytest.mark.slow
