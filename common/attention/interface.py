@@ -1,4 +1,4 @@
-"""A function in the place of every layer's attention, through the interface of `transformers`, for any model that has it.
+"""A function in the place of every layer's attention, through the interface of `transformers`.
 
 with attending(model, function):
     model(...)                       # or model.generate(...)
@@ -25,8 +25,8 @@ _numbers = itertools.count()
 class Call(NamedTuple):
     """What a layer's attention is given, keys and queries after the rotary embedding.
 
-    query [B, Hq, M, D]; key, value [B, H, S, D]: what the cache returned, or the new tokens' without a cache. mask: bool
-    [B, 1, M, S], or None for plain causal attention (the last query sees all S keys). scale: of the logits.
+    query [B, Hq, M, D]; key, value [B, H, S, D]: what the cache returned, or the new tokens' without a cache. mask:
+    bool [B, 1, M, S], or None for plain causal attention (the last query sees all S keys). scale: of the logits.
     """
 
     layer: int

@@ -14,11 +14,11 @@ def causal_state(
 ) -> State:
     """softmax(q k^T scale) v over a user's own tokens: State(o [B, H, G*M, D], m and l [B, H, G*M]), base 2.
 
-    query [B, H * G, M, D], key and value [B, H, U, D], U >= M; row g * M + i is query i of the group's head g. mask: bool
-    [B, 1, M, U], or None for causal (the last query sees all U). m is the logarithm of the sum of 2^x over the keys and
-    l is 1: one of the many pairs with the same l * 2^m.
+    query [B, H * G, M, D], key and value [B, H, U, D], U >= M; row g * M + i is query i of the group's head g. mask:
+    bool [B, 1, M, U], or None for causal (the last query sees all U). m is the logarithm of the sum of 2^x over the
+    keys and l is 1: one of the many pairs with the same l * 2^m.
     """
-    batch, query_heads, queries, d = query.shape
+    batch, _, queries, d = query.shape
     heads, own = key.shape[1], key.shape[2]
     wide = torch.promote_types(query.dtype, torch.float32)
     x = query.view(batch, heads, -1, queries, d).to(wide) @ key[:, :, None].to(wide).mT * scale

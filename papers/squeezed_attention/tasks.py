@@ -116,16 +116,18 @@ def recall_prompts(cfg: DictConfig) -> Prompts:
 
 
 def text_prompts(cfg: DictConfig, words: PreTrainedTokenizerFast) -> Prompts:
-    """The beginnings of held-out files: context, the user's input, and the tokens that are scored.
-
-    Raises ValueError where no file is long enough.
-    """
+    """The beginnings of held-out files (joined: files one after the other, for contexts longer than a file): context,
+    the user's input, and the tokens that are scored. Raises ValueError where there are too few."""
     own = cfg.text
     total = own.context + own.user + own.scored
-    texts = [document.text[: own.characters] for document in held_out()]
-    tokens = [ids[:total] for ids in words(texts)["input_ids"] if len(ids) >= total][: own.files]
-    if not tokens:
-        raise ValueError(f"no held-out file of the standard library has {total} tokens: shorten text.context")
+    read_to = None if own.joined else own.characters
+    tokens = words([document.text[:read_to] for document in held_out()])["input_ids"]
+    if own.joined:
+        stream = [token for file in tokens for token in file]
+        tokens = [stream[start : start + total] for start in range(0, len(stream), total)]
+    tokens = [file[:total] for file in tokens if len(file) >= total][: own.files]
+    if len(tokens) < own.files:
+        raise ValueError(f"{len(tokens)} held-out texts have {total} tokens, text.files asks for {own.files}")
     ids = torch.tensor(tokens)
     read, length = ids[:, own.context : -1], own.user + own.scored - 1
     targets = ids[:, own.context + 1 :].clone()

@@ -75,16 +75,18 @@ def squeeze(
 ) -> SqueezedContext:
     """Reads the context [1, N] densely, clusters its keys and calibrates the threshold.
 
-    sparsity: share of the keys below the threshold. clusters, coarse: centroids as a share of the keys (coarse: 0.01 for
-    two levels). window: tokens at the end of the context that calibrate and are always attended to. per_query_head: own
-    lists of keys for query heads that share a head of keys. Raises ValueError for a context no longer than the window
-    and for shares out of range.
+    sparsity: share of the keys below the threshold. clusters, coarse: centroids as a share of the keys (coarse: 0.01
+    for two levels). window: tokens at the end of the context that calibrate and are always attended to. per_query_head:
+    own lists of keys for query heads that share a head of keys. Raises ValueError for a context no longer than the
+    window and for shares out of range.
     """
     if input_ids.dim() != 2 or len(input_ids) != 1:
         raise ValueError(f"a context is one sequence, [1, N], not {list(input_ids.shape)}")
     length = input_ids.shape[1]
     if not 1 <= window < length:
-        raise ValueError(f"the observation window has {window} tokens: pass 1 to {length - 1}, the context has {length}")
+        raise ValueError(
+            f"the observation window has {window} tokens: pass 1 to {length - 1}, the context has {length}"
+        )
     return from_states(
         capture(model, input_ids, last=window), sparsity=sparsity, clusters=clusters, coarse=coarse,
         coarse_sparsity=coarse_sparsity, per_query_head=per_query_head, seed=seed, iterations=iterations,
@@ -165,7 +167,7 @@ class SqueezedCache(Cache):
         return kv_budget(kept, compared, self.context.length)
 
     def attend(self, call: Call) -> torch.Tensor:
-        """Attention [B, Hq, M, D] of new tokens: exact over their own and over the context's keys of relevant clusters."""
+        """Attention [B, Hq, M, D] of new tokens: exact over their own and the context's keys of relevant clusters."""
         layer = self.context.layers[call.layer]
         batch, query_heads, queries, d = call.query.shape
         heads, group = len(layer.keys), query_heads // len(layer.keys)

@@ -20,10 +20,6 @@ class Clusters(NamedTuple):
     counts: torch.Tensor
     labels: torch.Tensor
 
-    def repeated(self, times: int) -> Clusters:
-        """Every head `times` times, for lists of their own for the query heads that share it."""
-        return self if times == 1 else Clusters(*(part.repeat_interleave(times, 0) for part in self))
-
 
 def cluster_count(keys: int, share: float) -> int:
     """int(share * keys), and 1 with a warning where that is none. Raises ValueError unless 0 < share <= 1."""

@@ -38,33 +38,31 @@ def lookup(
     """The scores that decide about lists of keys, each averaged over its queries.
 
     query [Hq, M, D]. lists L: H (query heads that share a head of keys share a list, and the largest of their scores
-    decides), Hq, or a multiple of H between that divides Hq. With a coarse level, clusters whose coarse cluster does not
-    exceed coarse_threshold (a number, or [L]) are out: neither candidates nor part of the denominator.
+    decides), Hq, or a multiple of H between that divides Hq. With a coarse level, clusters whose coarse cluster does
+    not exceed coarse_threshold (a number, or [L]) are out: neither candidates nor part of the denominator.
     """
-    times = lists // len(fine.counts)
-    fine = fine.repeated(times)
-    compared = (fine.counts > 0).sum(1)
     if coarse is None:
-        return Lookup(_largest(query, fine.centroids, fine.counts, scale), compared)
-    coarse = coarse.repeated(times)
-    first = _largest(query, coarse.centroids, coarse.counts, scale)
-    is_open = (first > torch.as_tensor(coarse_threshold, device=first.device).expand(lists)[:, None]).gather(
-        1, coarse.labels.long()
-    )
-    counts = torch.where(is_open, fine.counts, 0)
-    scores = _largest(query, fine.centroids, counts, scale)
-    compared = (coarse.counts > 0).sum(1) + (counts > 0).sum(1)
+        compared = (fine.counts > 0).sum(1).repeat_interleave(lists // len(fine.counts))
+        return Lookup(_largest(query, fine.centroids, fine.counts, scale, lists), compared)
+    times = lists // len(fine.counts)
+    first = _largest(query, coarse.centroids, coarse.counts, scale, lists)
+    limit = torch.as_tensor(coarse_threshold, dtype=first.dtype, device=first.device)
+    is_open = (first > limit.expand(lists)[:, None]).gather(1, coarse.labels.repeat_interleave(times, 0).long())
+    counts = torch.where(is_open, fine.counts.repeat_interleave(times, 0), 0)
+    scores = _largest(query, fine.centroids.repeat_interleave(times, 0), counts, scale, lists)
+    compared = (coarse.counts > 0).sum(1).repeat_interleave(times) + (counts > 0).sum(1)
     return Lookup(scores.masked_fill(~is_open, -torch.inf), compared)
 
 
-def _largest(query: torch.Tensor, centroids: torch.Tensor, counts: torch.Tensor, scale: float) -> torch.Tensor:
+def _largest(
+    query: torch.Tensor, centroids: torch.Tensor, counts: torch.Tensor, scale: float, lists: int
+) -> torch.Tensor:
+    """Scores [L, K], the largest of the query heads of each list."""
     scores = centroid_scores(query, centroids, counts, scale).float()
-    return scores.view(len(counts), -1, counts.shape[1]).amax(1)
+    return scores.view(lists, -1, counts.shape[1]).amax(1)
 
 
-def calibration(
-    query: torch.Tensor, clusters: Clusters, scale: float, lists: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def calibration(query: torch.Tensor, clusters: Clusters, scale: float, lists: int) -> tuple[torch.Tensor, torch.Tensor]:
     """For `threshold`: scores for the window's queries [Hq, w, D], and the keys of each cluster, both [L, K]."""
     scores = lookup(query, clusters, scale, lists).scores
     return scores, clusters.counts.repeat_interleave(lists // len(clusters.counts), 0)
