@@ -37,9 +37,10 @@ def figures(cfg: DictConfig, report: Report, found: Found) -> None:
     _times(cfg, report, found)
 
 
-def _line(axis: Axes, found: Found, task: str, method: str, metric: str, colour: str, **style: object) -> None:
+def _line(axis: Axes, found: Found, task: str, method: str, metric: str, colour: str) -> None:
     of = found.of(task, method).groupby("sparsity")[["budget", metric]].mean().sort_values("budget")
-    axis.plot(of["budget"], of[metric], "o-", ms=3, color=colour, label=LABELS[method], **style)
+    style = "o--" if method == "ideal" else "o-"
+    axis.plot(of["budget"], of[metric], style, ms=3, color=colour, label=LABELS[method])
 
 
 def _budget_axis(axis: Axes) -> None:
@@ -59,7 +60,7 @@ def _quality(report: Report, found: Found) -> None:
         strict=True,
     ):
         for method, colour in SHOWN.items():
-            _line(axis, found, task, method, metric, colour, ls="--" if method == "ideal" else "-")
+            _line(axis, found, task, method, metric, colour)
         axis.axhline(found.mean(task, "all", metric), color="#999999", lw=1.0, zorder=0)
         axis.text(
             0.99, found.mean(task, "all", metric), "all KV", color="#666666", fontsize=8, ha="right", va="bottom",
@@ -114,7 +115,7 @@ def _weight(cfg: DictConfig, report: Report, found: Found) -> None:
     colours = {"squeezed": COLOURS[0], "contiguous": COLOURS[1], "ideal": COLOURS[6]}
     for axis, task in zip(axes[:2], ("recall", "text"), strict=True):
         for method, colour in colours.items():
-            _line(axis, found, task, method, "mass", colour, ls="--" if method == "ideal" else "-")
+            _line(axis, found, task, method, "mass", colour)
         _budget_axis(axis)
         axis.set_ylabel("captured softmax weight")
         axis.set_title(names[task], fontsize=10)

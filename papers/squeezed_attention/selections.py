@@ -74,7 +74,7 @@ class Contexts:
             if part.shape[2]:
                 count = part.shape[2] // length
                 rows = part.reshape(contexts, heads, count, length, -1, d).transpose(3, 4)
-                found.append((rows.reshape(-1, length, d), count))
+                found.append((rows.reshape(-1, length, d).contiguous(), count))
         return found
 
     def remember(self, key: tuple, make: Callable[[int], object]) -> list:

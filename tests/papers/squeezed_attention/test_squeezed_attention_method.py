@@ -189,7 +189,7 @@ def test_bad_input_is_named():
     with pytest.raises(ValueError, match="one sequence"):
         squeeze(model, ids(2, 20), window=4)
     with pytest.raises(ValueError, match=r"not 1\.5"):
-        squeeze(model, ids(1, 20), window=4, sparsity=1.5)
+        squeeze(model, ids(1, 20), window=4, clusters=0.2, sparsity=1.5)
     with pytest.raises(ValueError, match="above 0 and at most 1, not 0"):
         squeeze(model, ids(1, 20), window=4, clusters=0)
     with pytest.warns(UserWarning, match="0.01 of 16 keys is no cluster"):
