@@ -26,7 +26,8 @@ def recall(cfg: DictConfig, out: Path) -> None:
     from common.models.build import build
 
     own = cfg.recall
-    model = build(_plain(own.model), vocab_size=tasks.vocabulary(own.symbols), seed=cfg.seed).to(cfg.device)
+    size = tasks.vocabulary(own.symbols)
+    model = build(_plain(own.model), vocab_size=size, seed=cfg.seed, attention="eager").to(cfg.device)
     steps = sum(phase.steps for phase in own.curriculum)
     _train(cfg, "recall", model, tasks.recall_batches(cfg), {"steps": steps, **_plain(own.training)}, out, [])
 
