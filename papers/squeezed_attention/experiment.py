@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def train(cfg: DictConfig) -> None:
-    """Writes recall/ and text/, models in hub format with metrics.json."""
+    """Writes recall/ and text/, models in hub format with their tokenizers and metrics.json."""
     from common.workers import run_jobs
     from papers.squeezed_attention import training
 

@@ -21,19 +21,16 @@ if TYPE_CHECKING:
     from common.training.data import Batches
 
 BLOCK = 2  # tokens of a question: the mark and a symbol
-
-
-def vocabulary(symbols: int) -> int:
-    """Symbols 0..symbols-1, then ";" and "?"."""
-    return symbols + 2
+MARKS = ";?"  # tokens behind the symbols
 
 
 def facts(
-    random: np.random.Generator, rows: int, count: int, questions: int, symbols: int
+    random: np.random.Generator, rows: int, count: int, questions: int, symbols: int, first: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Contexts [rows, 3 * count] and questions with both answers [rows, questions, 4]: "? a b c".
 
-    Raises ValueError for more facts than symbols.
+    Symbols are the tokens from `first` on, ";" and "?" the two behind them. Raises ValueError for more facts than
+    symbols.
     """
     if count > symbols:
         raise ValueError(f"{count} facts about distinct symbols need as many symbols, there are {symbols}")
@@ -45,18 +42,19 @@ def facts(
     last = np.take_along_axis(other, then, 1)
     marks = np.full_like(asked, symbols + 1)
     answers = [np.take_along_axis(keys, place, 1) for place in (asked, then, last)]
-    return context.reshape(rows, -1), np.stack([marks, *answers], 2)
+    return first + context.reshape(rows, -1), first + np.stack([marks, *answers], 2)
 
 
 def recall_batches(cfg: DictConfig) -> Batches:
-    """step -> one batch of the curriculum's phase: contexts with questions behind them, loss on answers only."""
+    """step -> one batch of the curriculum's phase (the last one to the end): contexts with questions behind them, loss
+    on answers only."""
     own = cfg.recall
     ends = np.cumsum([phase.steps for phase in own.curriculum])
 
     def batch(step: int) -> list[Batch]:
-        phase = own.curriculum[int(np.searchsorted(ends, step, side="right"))]
+        phase = own.curriculum[min(int(np.searchsorted(ends, step, side="right")), len(ends) - 1)]
         random = np.random.default_rng([cfg.seed, 1, step])
-        context, questions = facts(random, phase.rows, phase.facts, phase.questions, own.symbols)
+        context, questions = facts(random, phase.rows, phase.facts, phase.questions, own.symbols, own.first)
         ids = torch.from_numpy(np.concatenate([context, questions.reshape(phase.rows, -1)], 1))
         labels = torch.full_like(ids, IGNORED)
         asked = labels[:, context.shape[1] :].view(phase.rows, -1, 4)
@@ -97,7 +95,8 @@ def recall_prompts(cfg: DictConfig) -> Prompts:
     """Held-out contexts and questions. The questions of a context stand side by side and do not see each other; that
     the right first answer is read before the second is scored changes nothing where both must be right."""
     own = cfg.recall
-    context, asked = facts(np.random.default_rng([cfg.seed, 2]), own.contexts, own.facts, own.questions, own.symbols)
+    random = np.random.default_rng([cfg.seed, 2])
+    context, asked = facts(random, own.contexts, own.facts, own.questions, own.symbols, own.first)
     questions = torch.from_numpy(asked)
     count, length = own.questions, context.shape[1]
     owner = torch.cat([torch.arange(count).repeat_interleave(BLOCK), torch.arange(count)])
@@ -162,4 +161,4 @@ def text_batches(cfg: DictConfig, words: PreTrainedTokenizerFast) -> Batches:
     own = cfg.text
     texts = [document.text[: own.characters] for document in corpus.stdlib_sources("train")]
     stream = data.pack(words(texts)["input_ids"], words.eos_token_id)
-    return data.mixture(data.windows(stream, own.training.rows, own.context + own.user + own.scored, seed=cfg.seed))
+    return data.mixture(data.windows(stream, own.rows, own.context + own.user + own.scored, seed=cfg.seed))

@@ -84,11 +84,10 @@ def test_the_paper_profile_reads_a_checkpoint_of_the_hub(root, tmp_path):
     save_model(build({**sizes, "intermediate_size": 48}, vocab_size=len(words), seed=2), folder)
     words.save_pretrained(folder)
     small = compose(SLUG, "infer", SMOKE)
-    own = ["profile=paper", "device=cpu", f"text.hub_id={folder}", "dtype=float32", "text.context=300", "text.files=2"]
+    own = ["profile=paper", "device=cpu", f"hub_id={folder}", "dtype=float32", "text.context=300", "text.files=2"]
     own += ["text.user=4", "text.scored=6", "window=8", "sparsities=[0.0,0.9]", "ablation.shares=[]"]
-    own += ["recall.model={hidden_size: 32, num_attention_heads: 4, num_key_value_heads: 2, intermediate_size: 48}"]
+    own += ["ablation.seeds=[]", "recall.first=300", "coarse=0.05"]
     own += [f"recall.{key}={small.recall[key]}" for key in ("symbols", "facts", "contexts", "questions")]
-    own += ["recall.curriculum=[{steps: 1, rows: 1, facts: 8, questions: 2}]", "ablation.seeds=[]"]
     for key in ("planted", "timing", "exact"):
         own.append(f"{key}={{{', '.join(f'{name}: {value}' for name, value in small[key].items())}}}")
     for stage in ("train", "infer", "figures"):
@@ -100,20 +99,20 @@ def test_the_paper_profile_reads_a_checkpoint_of_the_hub(root, tmp_path):
 
 
 def test_facts_are_about_distinct_symbols_and_lead_to_other_facts():
-    context, questions = tasks.facts(np.random.default_rng(0), 5, 12, 7, 20)
-    for row, asked in zip(context.reshape(5, 12, 3), questions, strict=True):
+    context, questions = tasks.facts(np.random.default_rng(0), 5, 12, 7, 20, 100)
+    for row, asked in zip(context.reshape(5, 12, 3) - 100, questions - 100, strict=True):
         table = {int(a): int(b) for a, b, end in row if end == 20}
         assert len(table) == 12
         assert all(a != b and b in table for a, b in table.items())
         assert all(mark == 21 and table[a] == b and table[b] == c for mark, a, b, c in asked.tolist())
     with pytest.raises(ValueError, match="12 facts"):
-        tasks.facts(np.random.default_rng(0), 1, 12, 1, 8)
+        tasks.facts(np.random.default_rng(0), 1, 12, 1, 8, 0)
 
 
 def test_recall_is_trained_on_answers_only_and_follows_the_curriculum():
     cfg = compose(SLUG, "train", SMOKE)
     batches = tasks.recall_batches(cfg)
-    first, last = batches(0)[0], batches(2)[0]
+    first, last = batches(0)[0], batches(5)[0]
     assert first.input_ids.shape == (2, 3 * 8 + 4 * 4)
     assert last.input_ids.shape == (2, 3 * 16 + 4 * 4)
     labelled = (first.labels != IGNORED).view(2, -1)[:, 24:].view(2, 4, 4)
@@ -124,7 +123,7 @@ def test_recall_is_trained_on_answers_only_and_follows_the_curriculum():
 def test_questions_side_by_side_are_read_as_each_alone():
     cfg = compose(SLUG, "infer", SMOKE)
     prompts = tasks.recall_prompts(cfg)
-    model = build(dict(cfg.recall.model), vocab_size=tasks.vocabulary(cfg.recall.symbols), seed=1, dtype=torch.float64)
+    model = build(dict(cfg.recall.model), vocab_size=cfg.recall.symbols + 2, seed=1, dtype=torch.float64)
     from papers.squeezed_attention.measure import read
 
     contexts = read(cfg, model, prompts)
