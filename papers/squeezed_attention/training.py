@@ -42,7 +42,7 @@ def job(of: tuple[DictConfig, str]) -> None:
     if name == "recall":
         size = cfg.recall.first + cfg.recall.symbols + len(tasks.MARKS)
         model = build(_plain(cfg.recall.model), vocab_size=size, seed=cfg.seed, attention="eager")
-        prepare(model)
+        prepare(model, cfg.seed)
         batches = tasks.recall_batches(cfg)
     else:
         folder = Path(cfg.shared) / cfg.text.model
@@ -63,29 +63,44 @@ def job(of: tuple[DictConfig, str]) -> None:
 
 
 @torch.no_grad()
-def prepare(model: PreTrainedModel) -> None:
-    """Three changes to a fresh Qwen2, without which recall does not emerge within the time that this paper has.
+def prepare(model: PreTrainedModel, seed: int) -> None:
+    """Starts a fresh Qwen2 as a faint induction circuit (Olsson et al. 2022), which training then makes sharp.
 
-    The branches of the residual stream start at zero, so that tokens can be told apart from the first step on. The
-    rotary base is 1e6, as in models for long contexts: with 1e4 most pairs of so small a head turn too far over 500
-    tokens for matching contents. And a head of the first layer (with the other heads that share its keys) starts as one
-    that sees the token before: recall needs it below the head that finds the symbol asked for. It is put into the
-    biases; with the key's pair i at angle 0 and the query's at -theta_i, the logit after the rotary embedding is
-    sum_i cos((distance - 1) theta_i), largest at distance 1. All of it is free to change in training.
+    From a plain start the circuit did not emerge within the time that this paper has. In each of two layers one head of
+    keys, with the query heads that share it, is set; all of it is free to change.
+
+    Layer 1 sees the token before and writes it beside the token's own embedding: C^T B x. It looks back by its biases:
+    with the key's rotary pair i at angle 0 and the query's at -theta_i, the logit is sum_i cos((distance - 1) theta_i).
+    Layer 2 compares what was written, C x, with the token that asks, B x, and copies the token found: R^T R x.
+
+    Other branches of the residual stream start at zero, or they would drown the embeddings. The rotary base is 1e6, as
+    in models for long contexts: with 1e4 most pairs of so small a head turn too far over 500 tokens for matching.
     """
+    model.config.rope_parameters = {"rope_type": "default", "rope_theta": ROTARY_BASE}
+    model.model.rotary_emb = type(model.model.rotary_emb)(model.config)
     for block in model.model.layers:
         block.self_attn.o_proj.weight.zero_()
         block.mlp.down_proj.weight.zero_()
-    model.config.rope_parameters = {"rope_type": "default", "rope_theta": ROTARY_BASE}
-    model.model.rotary_emb = type(model.model.rotary_emb)(model.config)
-    layer = model.model.layers[0].self_attn
-    d, angles = layer.head_dim, model.model.rotary_emb.inv_freq[:LOOK_BACK_PAIRS]
-    for projection in (layer.q_proj, layer.k_proj):
+    first, second = (block.self_attn for block in model.model.layers[:2])
+    d, group, width = first.head_dim, first.num_key_value_groups, model.config.hidden_size
+    draw = torch.Generator().manual_seed(seed)
+    one, two = (torch.linalg.qr(torch.randn(width, width, generator=draw))[0].T for _ in range(2))
+    asks, written, copied = one[:d], one[d : 2 * d], two[:d]  # B, C and R, each [d, width] with orthonormal rows
+    angles = model.model.rotary_emb.inv_freq[:LOOK_BACK_PAIRS]
+    for projection in (first.q_proj, first.k_proj):
         projection.weight[:d] = 0
         projection.bias[:d] = 0
-    layer.k_proj.bias[: len(angles)] = LOOK_BACK_LENGTH
-    layer.q_proj.bias[: len(angles)] = LOOK_BACK_LENGTH * angles.cos()
-    layer.q_proj.bias[d // 2 : d // 2 + len(angles)] = -LOOK_BACK_LENGTH * angles.sin()
+    first.k_proj.bias[: len(angles)] = LOOK_BACK_LENGTH
+    first.q_proj.bias[: len(angles)] = LOOK_BACK_LENGTH * angles.cos()
+    first.q_proj.bias[d // 2 : d // 2 + len(angles)] = -LOOK_BACK_LENGTH * angles.sin()
+    first.v_proj.weight[:d] = asks
+    second.k_proj.weight[:d] = written
+    second.v_proj.weight[:d] = copied
+    for head in range(group):
+        rows = slice(head * d, (head + 1) * d)
+        first.o_proj.weight[:, rows] = written.T / (group * width**0.5)  # the norm gives vectors of length width^0.5
+        second.q_proj.weight[rows] = 1.5 * asks
+        second.o_proj.weight[:, rows] = 2 * copied.T / (group * width**0.5)
 
 
 def load(cfg: DictConfig, name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast | None]:

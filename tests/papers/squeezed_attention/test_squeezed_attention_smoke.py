@@ -7,13 +7,13 @@ import pandas as pd
 import pytest
 import torch
 
-from common.attention.interface import States
+from common.attention.interface import States, capture
 from common.generation import records
 from common.models.build import build
 from common.models.hub import load_tokenizer, save_model
 from common.run import compose, run
 from common.training.data import IGNORED
-from papers.squeezed_attention import analysis, tasks
+from papers.squeezed_attention import analysis, tasks, training
 from papers.squeezed_attention.measure import evaluate
 from papers.squeezed_attention.selections import METHODS, Contexts
 
@@ -118,6 +118,21 @@ def test_recall_is_trained_on_answers_only_and_follows_the_curriculum():
     labelled = (first.labels != IGNORED).view(2, -1)[:, 24:].view(2, 4, 4)
     assert labelled.tolist() == [[[False, False, True, True]] * 4] * 2
     assert torch.equal(first.input_ids, batches(0)[0].input_ids)
+
+
+def test_a_prepared_model_looks_back_and_recalls_before_it_is_trained():
+    sizes = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    model = build(sizes, architecture="qwen2", vocab_size=66, seed=1)
+    training.prepare(model, seed=0)
+    context, questions = (torch.from_numpy(of) for of in tasks.facts(np.random.default_rng(0), 16, 12, 1, 64, 0))
+    text = torch.cat([context, questions[:, 0]], 1)
+    states = capture(model, text, last=40)[0]
+    x = (states.queries[0, 0] @ states.keys[0, 0].T * states.scale).masked_fill(torch.ones(40, 40).triu(1) > 0, -1e9)
+    assert (x.softmax(-1).diagonal(-1)[5:] > 0.9).all()
+    with torch.inference_mode():
+        logits = model(text).logits[:, -3]
+    ranks = (logits > logits.gather(1, questions[:, 0, 2, None])).sum(1)
+    assert ranks.float().mean() < 10  # chance: 32
 
 
 def test_questions_side_by_side_are_read_as_each_alone():
