@@ -257,3 +257,13 @@ def test_a_scaffolded_paper_passes_these_checks(demo):
         "-m", "pytest", "tests/pipeline/test_graph.py", "-q", "-k", "[demo", "-p", "no:cacheprovider"
     ).stdout
     assert int(re.search(r"(\d+) passed", said)[1]) >= 3 * 2 + 3, said
+
+
+def test_a_policy_depends_on_the_one_that_it_begins_from():
+    """A fresh clone that runs one paper would otherwise train the style before the model that it is made of."""
+    begin = yaml.safe_load(Path("common/reasoners/conf/profile/cpu.yaml").read_text())["begin"]
+    stages = yaml.safe_load(Path("dvc.yaml").read_text())["stages"]
+    assert begin
+    for name, source in begin.items():
+        needed = "artifacts/${item.profile}/reasoners/" + source.split("/")[0]
+        assert needed in stages[f"reasoner_{name}"]["deps"], f"reasoner_{name} begins from {source}"
