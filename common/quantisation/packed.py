@@ -6,6 +6,8 @@ its precision.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -15,7 +17,7 @@ from common.quantisation.gptq import Rounded
 from kernels.packing import pack, unpack
 
 
-class PackedLinear(nn.Module):
+class PackedLinear(nn.Module, ABC):
     """y = W x + b with W stored in the module's buffers. A subclass unpacks it in `weight_matrix`."""
 
     bias: torch.Tensor | None
@@ -25,9 +27,9 @@ class PackedLinear(nn.Module):
         self.in_features, self.out_features = in_features, out_features
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
 
+    @abstractmethod
     def weight_matrix(self) -> torch.Tensor:
         """W float32 [out_features, in_features], as the forward uses it."""
-        raise NotImplementedError
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return F.linear(x, self.weight_matrix().to(x.dtype), self.bias)
