@@ -26,7 +26,7 @@ import yaml
 from common.run import PROFILES, ROOT, die_with_parent, papers, stages
 
 STAGE_LINE = re.compile(r"^(Running stage|Stage) '([^']+)'(.*)")
-ON_ALL_PAPERS = ("report", "start_here")  # the root's stages that train nothing
+NOTHING_SHARED = ("report", "start_here", "cost_of_inference")  # the root's stages that train nothing
 FAILURE_LINE = re.compile(r"^ERROR: failed to reproduce '([^']+)'")
 TYPICAL_SECONDS = 20.0  # for the estimate only, of a stage that never ran here
 HEARTBEAT_SECONDS = 30.0  # without a terminal: how long nothing is said at most
@@ -129,7 +129,7 @@ def paper_of(stage: str) -> str:
     name = name.split("@")[0]
     if path:
         return f"{Path(path).parent.name} {name}"
-    return name if name in ON_ALL_PAPERS else f"shared {name}"
+    return name if name in NOTHING_SHARED else f"shared {name}"
 
 
 def expected_seconds(stage: str, profile: str) -> float:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import math
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import yaml
 
+from common.models.flops import forward_flops
 from common.serving.catalogue import GIB, gpu
+
+GPT2_NAMES = {"hidden_size": "n_embd", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head"}
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,7 @@ class Transformer:
     parameters: int
     flop_parameters: int
     source: str
-    bytes_per_weight: int = 2
+    bytes_per_weight: float = 2
     bytes_per_kv: int = 2
     kv_share: float = 1.0
 
@@ -65,7 +71,7 @@ class Transformer:
 
     @property
     def weight_bytes(self) -> int:
-        return self.parameters * self.bytes_per_weight
+        return round(self.parameters * self.bytes_per_weight)
 
     @property
     def kv_bytes_per_token(self) -> float:
@@ -129,6 +135,36 @@ def transformer(name: str) -> Transformer:
     return Transformer(name=name, **_entry("models", name))
 
 
+@cache
+def from_checkpoint(source: str | Path, network: bool = False) -> Transformer:
+    """Of a folder in hub format, or of a shared model's folder: its weights `final`, or the checkpoint of the hub that
+    its model.json names, for profiles that allow downloads. Raises FileNotFoundError as `common.models.hub` does.
+
+    A folder is read without `transformers`, whose import would take longer than all that is done with the result.
+    """
+    folder = Path(source)
+    if (folder / "model.json").exists():
+        source = str(json.loads((folder / "model.json").read_text())["hub_id"])
+    elif (folder / "final").is_dir():
+        source = folder / "final"
+    if not (Path(source) / "config.json").exists():
+        from transformers import AutoConfig
+
+        from common.models.hub import check_source
+
+        check_source(source, network, ["config.json"])
+        return from_config(AutoConfig.from_pretrained(source, trust_remote_code=False))
+    from safetensors import safe_open
+
+    parameters = 0
+    for file in Path(source).glob("*.safetensors"):
+        with safe_open(file, framework="np") as weights:
+            parameters += sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
+    told = json.loads((Path(source) / "config.json").read_text())
+    told |= {name: told[old] for name, old in GPT2_NAMES.items() if old in told}
+    return _shape(SimpleNamespace(name_or_path=str(source), **told), parameters)
+
+
 def from_config(config: Any, bytes_per_weight: int = 2, bytes_per_kv: int = 2) -> Transformer:
     """The transformer of a Hugging Face configuration (Llama, Qwen2 or GPT-2), counted on the meta device.
 
@@ -137,23 +173,23 @@ def from_config(config: Any, bytes_per_weight: int = 2, bytes_per_kv: int = 2) -
     import torch
     from transformers import AutoModelForCausalLM
 
-    from common.models.flops import forward_flops
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    counted = _shape(config, sum(parameter.numel() for parameter in model.parameters()))
+    return replace(counted, bytes_per_weight=bytes_per_weight, bytes_per_kv=bytes_per_kv)
 
+
+def _shape(config: Any, parameters: int) -> Transformer:
     heads = config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     attention = 4 * config.num_hidden_layers * heads * head_dim  # of one token that attends to itself alone
-    flop_parameters = (forward_flops(config, new_tokens=1) - attention) // 2
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
     return Transformer(
         name=config.name_or_path or config.model_type,
         layers=config.num_hidden_layers,
         heads=heads,
         kv_heads=getattr(config, "num_key_value_heads", None) or heads,
         head_dim=head_dim,
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
-        flop_parameters=flop_parameters,
+        parameters=parameters,
+        flop_parameters=(forward_flops(config, new_tokens=1) - attention) // 2,
         source="its configuration",
-        bytes_per_weight=bytes_per_weight,
-        bytes_per_kv=bytes_per_kv,
     )

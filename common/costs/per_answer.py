@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from common.costs.catalogue import Accelerator, Transformer
+from common.costs.catalogue import Accelerator, Transformer, accelerator
 from common.costs.idealized_runtime import dollars
 from common.costs.roofline import query_seconds
-from common.metrics.intervals import Measured, bootstrap_mean, paired_bootstrap
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from common.reporting.report import Report
+
+REFERENCE, USD_PER_HOUR = "h200-141gb", 3.0  # one machine for all papers, and a round price of renting it
+RESAMPLES = 2000
 Clock = Callable[[np.ndarray, np.ndarray], np.ndarray]  # prompt tokens, output tokens [n] -> idealized seconds [n]
 
 
@@ -53,23 +57,60 @@ def per_answer(
     usd = dollars(seconds, usd_per_hour, accelerators)
     priced = records.assign(seconds=seconds, usd=usd, correct=records["correct"].astype(float))
     by_problem = priced.groupby(["task", "arm", "problem_id"], sort=False)[["seconds", "usd", "correct"]].mean()
-    rows = []
-    for (task, arm), group in by_problem.groupby(["task", "arm"], sort=False):
-        rows.append({"task": task, "arm": arm, "problems": len(group), "accuracy": group["correct"].mean()})
-        columns = {
-            "idealized_seconds": bootstrap_mean(group["seconds"]),
-            "usd_per_correct": _per_correct(group["usd"].to_numpy(), group["correct"].to_numpy()),
-        }
-        for name, found in columns.items():
-            rows[-1] |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
-    return pd.DataFrame(rows)
-
-
-def _per_correct(usd: np.ndarray, correct: np.ndarray) -> Measured:
-    """Dollars over correct answers. Resampled as correct answers over dollars, which stays finite, and inverted."""
-    if not (usd > 0).all():
+    if not (by_problem["usd"] > 0).all():
         raise ValueError("every attempt must cost something: usd_per_hour and the clock's seconds must be positive")
-    rate = paired_bootstrap(correct, usd, lambda c, u: float(np.sum(c) / np.sum(u)))
+    return pd.DataFrame(
+        {"task": task, "arm": arm, "problems": len(group), "accuracy": group["correct"].mean()} | _columns(group)
+        for (task, arm), group in by_problem.groupby(["task", "arm"], sort=False)
+    )
+
+
+def _columns(problems: pd.DataFrame) -> dict[str, float]:
+    """The two columns with their intervals, nan for a single problem: a bootstrap over problems, all in one draw.
+
+    Dollars per correct answer are resampled as correct answers per dollar, which stay finite, and inverted.
+    """
+    columns: dict[str, float] = {}
+    values = problems[["seconds", "usd", "correct"]].to_numpy()
+    draws = np.random.default_rng([0, 0xB007]).integers(0, len(values), size=(RESAMPLES, len(values)))
+    means = np.concatenate([values.mean(0)[None], values[draws].mean(1)])  # of all problems, then of the resamples
     with np.errstate(divide="ignore"):
-        value, low, high = (float(np.divide(1.0, x)) for x in (rate.value, rate.high, rate.low))
-    return Measured(value, low, high, rate.n)
+        found = {"idealized_seconds": means[:, 0], "usd_per_correct": 1 / (means[:, 2] / means[:, 1])}
+    for name, of in found.items():
+        low, high = np.quantile(of[1:], [0.025, 0.975], method="nearest") if len(values) > 1 else (np.nan, np.nan)
+        columns |= {name: float(of[0]), f"{name}_low": float(low), f"{name}_high": float(high)}
+    return columns
+
+
+def report_costs(
+    report: Report, model_of: Transformer | Callable[[str], Transformer], steps: str = "generated"
+) -> None:
+    """Adds the table `costs` to a paper's page: what its records cost at the peak rates of the REFERENCE machine.
+
+    model_of: the model that wrote all answers, or arm -> its model, with weights and cache of the size that the arm
+    stores. The table is a closed form of the records: the same everywhere, and a bound that no real machine reaches.
+    """
+    import pandas as pd
+
+    from common.generation import records
+
+    table = records.read(Path(report.cfg.artifacts) / "infer" / "records.parquet")
+    machine, arms = accelerator(REFERENCE), table["arm"].unique()
+    models = {arm: model_of(arm) if callable(model_of) else model_of for arm in arms}
+    parts = [
+        per_answer(table[table["arm"].map(models) == model], roofline_clock(model, machine), USD_PER_HOUR, steps=steps)
+        for model in dict.fromkeys(models.values())
+    ]
+    found = pd.concat(parts, ignore_index=True)
+    ends = ("", "_low", "_high")
+    shown = found[["task", "arm", "problems", "accuracy"]].assign(
+        **{f"idealized_us{end}": 1e6 * found[f"idealized_seconds{end}"] for end in ends},
+        **{f"usd_per_million_correct{end}": 1e6 * found[f"usd_per_correct{end}"] for end in ends},
+    )
+    once = "a token that was drafted with others is paid once" if steps == "forwards" else "discarded ones included"
+    report.table(
+        "costs", shown, "Idealized seconds per problem, and cost per correct answer",
+        note=f"Microseconds of an attempt at the peak rates of one {machine.name}, batch 1 (roofline of the arm's own "
+        f"model), all tokens one after another, {once}; dollars at {USD_PER_HOUR:g} an hour, a round price that scales "
+        "all rows alike. 95% intervals over problems. The passes of reward models are left out.",
+    )  # fmt: skip

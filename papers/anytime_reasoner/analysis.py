@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from common.costs.catalogue import from_checkpoint
+from common.costs.per_answer import report_costs
 from common.metrics.intervals import Measured, exact, paired_bootstrap, paired_t
+from common.rl import arms
 from common.rl.outcomes import read
 from papers.anytime_reasoner.method import parts, prior
 
@@ -107,6 +110,8 @@ def tables(cfg: DictConfig, report: Report, found: Found) -> None:
     timing = found.timing
     rows = [{"arm": LABELS[name], "seconds a step": timing[name]} for name in ("grpo", "ar_uniform")]
     report.table("overhead", pd.DataFrame(rows), "Time of a training step", timing=["seconds a step"])
+    _, name, seed = arms.jobs(cfg)[0]  # one shape for all: that of the start
+    report_costs(report, from_checkpoint(Path(cfg.artifacts) / "train" / f"{name}-{seed}"))
 
 
 def _by_difficulty(cfg: DictConfig, records: pd.DataFrame) -> pd.DataFrame:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from common.costs.catalogue import from_checkpoint
+from common.costs.per_answer import report_costs
 from common.metrics.frontier import area_under, cost_at, cost_ratios
 from common.metrics.intervals import Measured, exact
 from common.metrics.pools import best_of_k, majority_at_k
@@ -28,6 +30,7 @@ NAMES = {
     "particle_filter": "particle filter",
     "beam": "beam search",
 }
+SIZES = ("small", "base", "large")  # of policies; an arm names one that is not the base
 VOTES = 100  # random subsets behind a point of self-consistency
 Index = dict[str, np.ndarray]  # task -> problems, with repeats
 
@@ -244,6 +247,8 @@ def tables(cfg: DictConfig, report: Report, found: Found) -> None:
                  note="0.5 is chance. right: share of the scored ones. spread: standard deviation of the scores of one "
                  "problem.")  # fmt: skip
     report.table("pops", pops(found.nodes), "Extensions by depth", note="A* at the largest limit, first seed.")
+    sizes = {size: from_checkpoint(Path(cfg.reasoners) / f"reasoner_{size}", cfg.network) for size in SIZES}
+    report_costs(report, lambda arm: sizes.get(arm.split()[0], sizes["base"]))
 
 
 def _extra(costs: pd.DataFrame, task: str, arm: str) -> dict[tuple[int, str], float]:

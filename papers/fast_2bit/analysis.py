@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
+from common.costs.catalogue import Transformer, from_checkpoint
+from common.costs.per_answer import report_costs
 from common.generation import records
 from common.metrics.intervals import Measured, exact, paired_bootstrap
 from kernels.roofline import MODELS, weights_table
@@ -161,6 +164,7 @@ def tables(cfg: DictConfig, report: Report, found: Found) -> None:
         note=f"{SPARE:.0%} of the memory for weights; embeddings, head and norms in fp16. price: of a GPU in the "
         "relative units of splitwise-sim. runtime_bound: price times time, if time is that of reading the weights.",
     )  # fmt: skip
+    report_costs(report, partial(_stored, cfg, found))
     if found.speed is not None:
         report.table(
             "speed", found.speed, "The kernel's variants on this GPU", timing=["value", "low", "high", "us"],
@@ -171,6 +175,17 @@ def tables(cfg: DictConfig, report: Report, found: Found) -> None:
     report.metric("bits, chosen stripes", trained.loc[chosen, "bits"])
     for variant, of in found.ranges.groupby("variant", sort=False):
         report.metric(f"widest over median stripe, {variant}", of["width"].max())
+
+
+def _stored(cfg: DictConfig, found: Found, arm: str) -> Transformer:
+    """The model with the weights that an arm stores: its bits in the decoder's matrices, but never more than the 16 of
+    everything else."""
+    model = from_checkpoint(Path(cfg.shared) / cfg.model, cfg.network)
+    bits = min(float(found.summary.loc[tuple(arm.split(", ", 1)), "bits"]), 16.0)
+    vocabulary = json.loads((Path(cfg.artifacts) / "infer" / "facts.json").read_text())["vocabulary"]
+    matrices = model.flop_parameters - vocabulary * model.attention_width  # without the head
+    size = matrices * bits / 8 + (model.parameters - matrices) * 2
+    return replace(model, bytes_per_weight=size / model.parameters)
 
 
 def recovered(full: np.ndarray, two: np.ndarray, arm: np.ndarray, seed: int) -> Measured:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from common.costs.catalogue import from_checkpoint
+from common.costs.per_answer import report_costs
 from common.metrics.intervals import Measured, exact, paired_bootstrap
 from papers.inference_flaws import method
 from papers.inference_flaws.method import TaskCounts
@@ -94,6 +97,7 @@ def tables(cfg: DictConfig, report: Report, counts: pd.DataFrame, styles: pd.Dat
             for n, tasks in of.items()
         ]
     report.table("coverage", pd.DataFrame(sweep), "Ceiling by the number of tests of the verifier")
+    report_costs(report, lambda arm: from_checkpoint(Path(cfg.artifacts) / "train" / arm))
 
 
 def _two_type_rows(limited: Family) -> list[dict]:

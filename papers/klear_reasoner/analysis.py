@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from common.costs.catalogue import from_checkpoint
+from common.costs.per_answer import report_costs
 from common.metrics.intervals import Measured, exact, paired_t
+from common.rl import arms
 from common.rl.outcomes import area, outcomes, read
 from papers.klear_reasoner.method import CELLS, gppo, gradient_weight
 
@@ -63,19 +66,19 @@ def tables(cfg: DictConfig, report: Report, found: Found) -> None:
     report.table("rl_outcomes", table, "Every arm and training seed", note="AES: against the start, gamma 5.")
     mean = table.groupby(["arm", "split"], sort=False)[["acc_sampled", "acc_greedy", "len_mean", "AES"]].mean()
     wide, splits = mean.unstack("split"), list(dict.fromkeys(table["split"]))
-    arms = list(dict.fromkeys(table["arm"]))
+    names = list(dict.fromkeys(table["arm"]))
     report.table(
         "t1",
         pd.DataFrame(
             {
-                "Model": [LABELS[a] for a in arms],
-                "seeds": [table[table["arm"] == a]["seed"].nunique() for a in arms],
+                "Model": [LABELS[a] for a in names],
+                "seeds": [table[table["arm"] == a]["seed"].nunique() for a in names],
                 **{
-                    f"{name} {split}": wide[(column, split)].reindex(arms).to_numpy()
+                    f"{name} {split}": wide[(column, split)].reindex(names).to_numpy()
                     for split in splits
                     for column, name in (("acc_sampled", "sampled"), ("acc_greedy", "greedy"), ("len_mean", "tokens"))
                 },
-                f"AES {splits[0]}": wide[("AES", splits[0])].reindex(arms).to_numpy(),
+                f"AES {splits[0]}": wide[("AES", splits[0])].reindex(names).to_numpy(),
             }
         ),
         note="Accuracy of sampled and of greedy answers, tokens of sampled ones; means over training seeds. longer: up "
@@ -118,6 +121,8 @@ def tables(cfg: DictConfig, report: Report, found: Found) -> None:
         note="Accuracy of sampled answers.",
     )
     report.table("clip_cells", _cells(found), "Tokens by clipping cell and optimiser step of a rollout, clip-higher")
+    _, name, seed = arms.jobs(cfg)[0]  # one shape for all: that of the start
+    report_costs(report, from_checkpoint(Path(cfg.artifacts) / "train" / f"{name}-{seed}"))
 
 
 def _weighted(of: pd.DataFrame, column: str) -> float:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from common.costs.catalogue import from_checkpoint
+from common.costs.per_answer import report_costs
 from common.metrics.intervals import Measured, exact, paired_bootstrap, sign_test
 from papers.lookahead.prompts import TITLES
 
@@ -141,6 +143,9 @@ def _main_tables(cfg: DictConfig, report: Report, measured: Measurements) -> Non
         "Five decoders in one loop, and `generate` of transformers as context",
         "speed_up: greedy's time over the decoder's, median of interleaved rounds; low and high bound the median.",
         timing=["tokens_per_s", "speed_up", "speed_up_low", "speed_up_high", "speed_up_cpu_time", "contended"],
+    )
+    report_costs(
+        report, lambda arm: from_checkpoint(Path(cfg.shared) / arm.split(", ")[0], cfg.network), steps="forwards"
     )
     for row in main[: len(cfg.tasks)]:
         report.metric(f"{row['task']}: tokens per pass", row["EDL"])

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from common.costs.catalogue import from_checkpoint
+from common.costs.per_answer import report_costs
 from common.metrics.frontier import cost_ratios
 from common.metrics.intervals import Measured, bootstrap_mean, exact, paired_bootstrap, paired_t
 from common.metrics.pools import best_of_k, pass_at_k
@@ -159,6 +161,8 @@ def tables(cfg: DictConfig, report: Report, found: Found) -> None:
             "noise", pd.DataFrame(_noise_rows(cfg, found.runs)), "An oracle with noise on its logit (claim c4)"
         )
     report.table("ablations", pd.DataFrame(_ablation_rows(cfg, found.runs)), "Ablations (figures 5b, 5c, 6 and 7)")
+    folder = Path(cfg.reasoners)
+    report_costs(report, lambda arm: from_checkpoint(folder / f"reasoner_{arm.split()[1]}", cfg.network))
 
 
 def _mean_std(frame: pd.DataFrame) -> tuple[float, float]:

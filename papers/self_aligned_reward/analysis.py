@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from common.costs.catalogue import from_checkpoint
+from common.costs.per_answer import report_costs
 from common.metrics.intervals import Measured, bootstrap_mean, exact, paired_t
+from common.rl import arms
 from common.rl.outcomes import outcomes
 from papers.self_aligned_reward.answers import KINDS
 
@@ -98,6 +101,8 @@ def tables(cfg: DictConfig, report: Report, found: Found) -> None:
     report.table("t2", pd.DataFrame(chosen), note="alpha 0.2; chains of trained lengths.")
     if len(found.kinds):
         _tables_of_kinds(report, found)
+    _, name, seed = arms.jobs(cfg)[0]  # one shape for all: that of the start
+    report_costs(report, from_checkpoint(Path(cfg.artifacts) / "train" / f"{name}-{seed}"))
 
 
 def _tables_of_kinds(report: Report, found: Found) -> None:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from common.costs.catalogue import from_checkpoint
+from common.costs.per_answer import report_costs
 from common.metrics.intervals import Measured, exact, paired_t
 from common.reporting.report import Report
 from common.serving import catalogue
@@ -215,6 +217,7 @@ def own_tables(page: Report, study: Study) -> None:
         "The simulator fed with these times: largest feasible requests/s",
         timing=["largest_rate"],
     )
+    report_costs(page, from_checkpoint(Path(study.cfg.shared) / study.cfg.real.model, study.cfg.network))
     for name in ("Baseline-A100", "Baseline-H100", "Splitwise-AA", "Splitwise-HA"):
         page.metric(f"iso-power conv {name}: requests/s", float(study.largest("iso-power conv", name).mean()))
 

@@ -6,13 +6,15 @@ Methods are compared at the budget that was measured, by interpolation between t
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
+from common.costs.catalogue import Transformer, from_checkpoint
+from common.costs.per_answer import report_costs
 from common.metrics.intervals import Measured, exact, paired_bootstrap, sign_test
 
 if TYPE_CHECKING:
@@ -149,6 +151,15 @@ def tables(cfg: DictConfig, report: Report, found: Found) -> None:
         note="Closed form of the kernels' costs, fp16, a list for each head of keys; times at the ceilings of an H200 "
         "(4.3 TB/s, 788 TFLOP/s). Of each head's keys a tenth is kept.",
     )  # fmt: skip
+    model = from_checkpoint(Path(cfg.artifacts) / "train" / "recall", cfg.network)
+
+    def reads(arm: str) -> Transformer:
+        """The recall model, with the cache that the arm reads; its centroids may bring that above a whole one."""
+        method, _, sparsity = arm.rpartition(" ")
+        of = found.of("recall", method)
+        return replace(model, kv_share=min(float(of[of["sparsity"] == float(sparsity)]["budget"].mean()), 1.0))
+
+    report_costs(report, reads)
     models = [{"model": name} | of for name, of in found.training.items()]
     report.table("models", pd.DataFrame(models), "The two models", timing=["seconds"] if models else [])
 

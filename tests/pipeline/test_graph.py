@@ -15,7 +15,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from common import run
-from common.reproduce import ON_ALL_PAPERS
+from common.reproduce import NOTHING_SHARED
 
 ROOT = run.ROOT
 OURS = ("common", "kernels", "papers")
@@ -98,8 +98,9 @@ def needed(slug: str, stage: str) -> set[Path]:
     """The files whose change can change a stage's result."""
     if stage == "report":
         return closure(["common.reporting.build"])
-    if stage in ("notebook", "start_here"):
-        file = ROOT / "notebooks" / f"{'00_start_here' if stage == 'start_here' else slug}.ipynb"
+    if stage in ("notebook", "start_here", "cost_of_inference"):
+        name = {"notebook": slug, "start_here": "00_start_here"}.get(stage, stage)
+        file = ROOT / "notebooks" / f"{name}.ipynb"
         cells = json.loads(file.read_text())["cells"]
         text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
         code = "\n".join(line for line in text.splitlines() if not line.lstrip().startswith(("%", "!")))
@@ -146,12 +147,12 @@ def test_declarations(slug, stage):
     assert entry["cmd"].startswith("exec python -m common."), "`exec`: a killed DVC must take the stage with it"
     assert f"papers/{slug}" not in entry["deps"], "the folder holds its own dvc.lock"
     assert all("${item.profile}" in path for path in written)
-    if stage not in ON_ALL_PAPERS:
+    if stage not in NOTHING_SHARED:
         words = f"{slug} {stage} profile=${{item.profile}} seed=${{seed}} device=${{device}}"
         assert words in entry["cmd"], "params.yaml has the values"
     assert "common" not in entry["deps"], "any edit would rerun it"
     conf = run.folder(slug) / "conf"
-    if stage not in (*ON_ALL_PAPERS, "notebook"):
+    if stage not in (*NOTHING_SHARED, "notebook"):
         assert any(ROOT / path in (conf, *conf.parents) for path in entry["deps"]), "its settings are an input"
 
 
@@ -164,7 +165,7 @@ def test_every_stage_of_an_experiment_is_in_the_pipeline(slug):
 
 def test_shared_stages_are_in_the_pipeline():
     shared = [stage for slug in run.SHARED for stage in run.stages(slug)]
-    assert sorted(s for slug, s in pipelines() if slug in run.SHARED) == sorted([*shared, *ON_ALL_PAPERS])
+    assert sorted(s for slug, s in pipelines() if slug in run.SHARED) == sorted([*shared, *NOTHING_SHARED])
 
 
 @pytest.mark.parametrize("slug", run.papers())
@@ -214,7 +215,7 @@ def test_the_graph_is_acyclic_and_the_report_needs_every_stage(clone):
     assert acyclic
     expected = {f"{s}@cpu" if slug in run.SHARED else f"papers/{slug}/dvc.yaml:{s}@cpu" for slug, s in pipelines()}
     assert set(stages) == set(planned) == expected
-    assert "report@cpu" in planned[-2:]
+    assert "report@cpu" in planned[-3:]  # beside the notebooks that belong to no paper
 
 
 LINT = "import sys; from importlinter.cli import lint_imports_command as c; sys.argv[1:] = ['--no-cache']; c()"

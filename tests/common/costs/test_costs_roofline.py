@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -75,16 +76,49 @@ def test_parameters_are_those_of_the_model(attention: str, tied: bool) -> None:
     assert shape.flop_parameters == sum(matrix.numel() for matrix in matrices)
 
 
-def test_the_catalogues_yi_is_what_its_configuration_counts() -> None:
-    from transformers import LlamaConfig
+CONFIGURATIONS = {  # of the checkpoints' config.json: class, hidden size, layers, query and key-value heads, MLP, words
+    "yi-34b-200k": ("Llama", 7168, 60, 56, 8, 20480, 64000),
+    "llama-3.1-8b": ("Llama", 4096, 32, 32, 8, 14336, 128256),
+    "llama-3.1-70b": ("Llama", 8192, 80, 64, 8, 28672, 128256),
+    "qwen2.5-7b": ("Qwen2", 3584, 28, 28, 4, 18944, 152064),
+}
 
-    config = LlamaConfig(
-        hidden_size=7168, num_hidden_layers=60, num_attention_heads=56, num_key_value_heads=8, intermediate_size=20480,
-        vocab_size=64000, tie_word_embeddings=False,
+
+@pytest.mark.parametrize("name", catalogue.names("models"))
+def test_a_catalogued_model_is_what_its_configuration_counts(name: str) -> None:
+    import transformers
+
+    kind, hidden, layers, heads, kv_heads, intermediate, words = CONFIGURATIONS[name]
+    config = getattr(transformers, f"{kind}Config")(
+        hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=kv_heads,
+        intermediate_size=intermediate, vocab_size=words, tie_word_embeddings=False,
     )  # fmt: skip
     counted = from_config(config)
-    assert counted.parameters == 34_388_917_248
-    assert counted == replace(YI, name=counted.name, source=counted.source)
+    assert counted == replace(transformer(name), name=counted.name, source=counted.source)
+
+
+def test_the_exact_number_of_yis_parameters() -> None:
+    assert YI.parameters == 34_388_917_248
+
+
+@pytest.mark.parametrize("attention", SHAPES)
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_checkpoint_on_disk_is_what_its_configuration_counts(tmp_path: Path, attention: str, tied: bool) -> None:
+    """As a folder in hub format, and as the `final` weights of a shared model."""
+    model = tiny(attention, tie_word_embeddings=tied)
+    model.save_pretrained(tmp_path / "final")
+    counted = replace(from_config(model.config), name="")
+    assert replace(catalogue.from_checkpoint(tmp_path / "final"), name="") == counted
+    assert replace(catalogue.from_checkpoint(tmp_path), name="") == counted
+
+
+def test_a_checkpoint_that_is_not_there(tmp_path: Path) -> None:
+    (tmp_path / "model.json").write_text('{"hub_id": "someone/a-model"}')
+    with pytest.raises(FileNotFoundError, match=r"no folder 'someone/a-model' .*needs a profile that allows downloads"):
+        catalogue.from_checkpoint(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"config\.json missing"):
+        catalogue.from_checkpoint(tmp_path / "empty")
 
 
 # --- the paper: its running example recomputed (N = 34e9), and the values that it is reported with
@@ -257,7 +291,7 @@ def test_catalogued_figures_have_a_source_and_dense_rates() -> None:
     ("call", "error", "message"),
     [
         (lambda: accelerator("tpu"), ValueError, "unknown accelerator 'tpu'; known: a100-80gb, h100-80gb"),
-        (lambda: transformer("gpt-5"), ValueError, "unknown model 'gpt-5'; known: yi-34b-200k"),
+        (lambda: transformer("gpt-5"), ValueError, "unknown model 'gpt-5'; known: yi-34b-200k, "),
         (lambda: tensor_parallel(A100, 0), ValueError, "at least 1 device, not 0"),
         (lambda: replace(YI, kv_heads=9), ValueError, "56 query heads cannot share 9 key-value heads evenly"),
         (lambda: replace(YI, layers=0), ValueError, "layers must be at least 1, not 0"),
