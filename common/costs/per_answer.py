@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -72,14 +72,19 @@ def _columns(problems: pd.DataFrame) -> dict[str, float]:
     """
     columns: dict[str, float] = {}
     values = problems[["seconds", "usd", "correct"]].to_numpy()
-    draws = np.random.default_rng([0, 0xB007]).integers(0, len(values), size=(RESAMPLES, len(values)))
-    means = np.concatenate([values.mean(0)[None], values[draws].mean(1)])  # of all problems, then of the resamples
+    means = np.concatenate([values.mean(0)[None], values[_draws(len(values))].mean(1)])  # of all, then of the resamples
     with np.errstate(divide="ignore"):
         found = {"idealized_seconds": means[:, 0], "usd_per_correct": 1 / (means[:, 2] / means[:, 1])}
     for name, of in found.items():
         low, high = np.quantile(of[1:], [0.025, 0.975], method="nearest") if len(values) > 1 else (np.nan, np.nan)
         columns |= {name: float(of[0]), f"{name}_low": float(low), f"{name}_high": float(high)}
     return columns
+
+
+@cache
+def _draws(units: int) -> np.ndarray:
+    """Units of each resample [RESAMPLES, units], the same for all arms."""
+    return np.random.default_rng([0, 0xB007]).integers(0, units, size=(RESAMPLES, units))
 
 
 def report_costs(
