@@ -67,7 +67,7 @@ def closed_tables(cfg: DictConfig, page: Report, found: Found) -> None:
         ),
         "one_source": (
             "Claim c1: the metrics of each context if its KV cache had the bytes of the short one",
-            "Three metrics are then those of the short context; prefill is not, its operations are those of the tokens.",
+            "Three metrics are then those of the short context; prefill is not, since tokens make its operations.",
         ),
         "compression": (
             f"Ways to compress the KV cache of {own.long:,} tokens to that of {own.short:,}",

@@ -203,6 +203,6 @@ def compression(cfg: DictConfig, page: Report, found: Found) -> None:
     fig.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=4, title="dimension")
     page.figure(
         "compression", fig, f"How {required:g}x splits over four dimensions",
-        f"Every way with factors {', '.join(map(str, cfg.closed.levels))} that reaches it exactly. All leave prefill as it "
-        "is, unless tokens are dropped before attention or layers are not computed.",
+        f"All ways with factors {', '.join(map(str, cfg.closed.levels))} that reach it exactly. All leave prefill as "
+        "it is, unless tokens are dropped before attention or layers are not computed.",
     )  # fmt: skip

@@ -91,7 +91,7 @@ def session_rounds(cfg: DictConfig, model: PreTrainedModel, store: Store) -> tup
         reference = reference or texts
         same = [text == whole for text, whole in zip(texts, reference, strict=True)]
         served.append(
-            {"resident": resident, "users": own.users, "switches": session.switches, "tokens": len(texts[0])}
+            {"resident": resident, "users": own.users, "swapped": session.switches > 0, "tokens": len(texts[0])}
             | {"same_text": sum(same)}
         )
         samples += _samples(cfg, model, f"resident {resident}", texts, same, session.makespan)
