@@ -83,6 +83,7 @@ class Host:
             self.held[name] = torch.empty_like(buffer, device="cpu", pin_memory=buffer.is_cuda)
         self.held[name].copy_(buffer)
 
+    @torch.inference_mode()  # a buffer that was filled under it can be written under it alone
     def read(self, name: int, buffer: torch.Tensor) -> None:
         buffer.copy_(self.held[name])
 
