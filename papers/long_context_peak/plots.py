@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from common.reporting.style import COLOURS, WIDTH, palette
-from papers.long_context_peak.analysis import Found, decode_gate, forecasts, predictions
+from papers.long_context_peak.analysis import Found, decode_above, decode_gate, forecasts, line, predictions
 from papers.long_context_peak.method.metrics import DIMENSIONS
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def measured(cfg: DictConfig, page: Report, found: Found) -> None:
         "measured", fig, "The four laws on this machine",
         f"Dots: medians ({cfg.clock} clock; switch: wall), a model of "
         f"{found.shapes[found.first].parameters / 1e6:.2g}M parameters. Lines: closed forms with rates from the same "
-        "run. Dotted: where the fit of decode begins, several times the processor's last cache.",
+        "run. Dashed: the fits of decode, from several times the processor's last cache on.",
     )  # fmt: skip
 
 
@@ -115,10 +115,18 @@ def _prefill(ax: Axes, table: pd.DataFrame) -> None:
 
 def _decode(ax: Axes, cfg: DictConfig, found: Found, table: pd.DataFrame) -> None:
     of = table[table["law"] == "decode"]
+    first = of[of["what"] == f"{found.first}, preallocated"]
+    ax.plot(first["kv_mib"], 1e3 * first["predicted_s"], color=GREY, label="closed form")
+    gate = decode_gate(cfg, found)
     for name, colour in palette(list(dict.fromkeys(of["what"]))).items():
-        _series(ax, of[of["what"] == name], "kv_mib", colour, name)
-    if decode_gate(cfg, found) is None:
-        ax.axvline(cfg.decode.fit_above * found.facts["last_cache_bytes"] / 2**20, color=GREY, ls=":", lw=1.2)
+        rows = of[of["what"] == name]
+        ax.plot(rows["kv_mib"], 1e3 * rows["measured_s"], "o", color=colour, markersize=4, label=name)
+        attention, arm = name.split(", ")
+        if gate is None and arm == "preallocated":
+            seconds = decode_above(cfg, found, attention)
+            alpha, beta, _ = (float(np.median(x)) for x in line(seconds))
+            ends = np.array([seconds.columns.min(), seconds.columns.max()])
+            ax.plot(ends / 2**20, 1e3 * (alpha + beta * ends), color=colour, ls="--", lw=1.2)
     ax.set(xlabel="KV cache (MiB)", ylabel="ms a token", title="decode", xlim=(0, None), ylim=(0, None))
     ax.legend(fontsize="small")
 
@@ -132,7 +140,7 @@ def _arena(ax: Axes, cfg: DictConfig, found: Found) -> None:
         ax.plot(rows["tokens"], rows["admitted"], "o", color=colour, markersize=4, label=name)
     ticks = sorted(found.arena["tokens"].unique())
     ax.set(
-        xscale="log", yscale="log", xlabel="context (tokens)", ylabel="users", title=f"memory of {cfg.arena.mib} MiB"
+        xscale="log", yscale="log", xlabel="context (tokens)", ylabel="users", title=f"memory of {cfg.arena.mib:g} MiB"
     )
     ax.set_xticks(ticks, [str(n) for n in ticks])
     ax.minorticks_off()
@@ -140,26 +148,30 @@ def _arena(ax: Axes, cfg: DictConfig, found: Found) -> None:
 
 
 def sessions(cfg: DictConfig, page: Report, found: Found) -> None:
-    """Busy seconds of a session, short and long, in closed form; the real server's makespan and its prediction."""
+    """What a session's busy seconds are made of, short and long, in closed form; the real server and its prediction."""
     own, table = cfg.closed, found.closed["sessions"]
-    fig, axes = plt.subplots(1, 3, figsize=(9.0, 3.5), width_ratios=(2, 5, 3))
-    for ax, count in zip(axes, (min(own.devices), max(own.devices)), strict=False):
-        rows = table[(table["devices"] == count) & table["context"].isin([own.short, own.example, 200_000, own.long])]
-        names, bottom = [short(n) for n in rows["context"]], np.zeros(len(rows))
-        for column, colour in zip(PARTS, COLOURS, strict=False):
-            ax.bar(names, rows[column], bottom=bottom, color=colour, label=PARTS[column], width=0.65)
-            bottom += rows[column].to_numpy()
-        for place, (total, resident) in enumerate(zip(bottom, rows["resident"], strict=True)):
-            ax.text(place, total, f"{resident} fit", ha="center", va="bottom", fontsize=7)
-        ax.set(title=f"{count} x {own.machine}", xlabel="context (tokens)", ylim=(0, 1.12 * bottom.max()))
-        ax.grid(axis="x", visible=False)
-    axes[0].set_ylabel("busy seconds a session")
-    axes[1].legend(fontsize="small", loc="upper left")
-    _server(axes[2], cfg, found)
+    shown = table[table["context"].isin([own.short, own.example, 200_000, own.long])].reset_index(drop=True)
+    total = shown[list(PARTS)].sum(axis=1)
+    fig, (left, right) = plt.subplots(1, 2, figsize=(9.0, 3.7), width_ratios=(5, 3))
+    places = shown.index + 0.6 * (shown["devices"] > min(own.devices))  # a gap between the two machines
+    bottom = np.zeros(len(shown))
+    for column, colour in zip(PARTS, COLOURS, strict=False):
+        share = 100 * shown[column] / total
+        left.bar(places, share, bottom=bottom, color=colour, label=PARTS[column], width=0.7)
+        bottom += share.to_numpy()
+    for place, seconds, resident in zip(places, total, shown["resident"], strict=True):
+        left.text(place, 102, f"{seconds:.3g} s\n{resident} fit", ha="center", va="bottom", fontsize=7.5)
+    names = [f"{short(c)}\n{n} x A100" for c, n in zip(shown["context"], shown["devices"], strict=True)]
+    left.set_xticks(places, names, fontsize=8)
+    left.set(ylabel="share of a session (%)", ylim=(0, 122), yticks=range(0, 101, 25), title="closed form")
+    left.grid(axis="x", visible=False)
+    _server(right, cfg, found)
+    fig.legend(*left.get_legend_handles_labels(), loc="outside lower left", ncols=3)
     page.figure(
         "sessions", fig, "What a session costs",
         f"Left: {own.model}, {own.sessions.users} users who share the devices, {own.sessions.rounds} answers each, by "
-        "simulation with the closed forms. Right: the real server on this machine; bars: all repeats.",
+        "simulation with the closed forms; above the bars, a session's busy seconds and how many users' caches fit. "
+        "Right: the real server on this machine; error bars: all repeats.",
     )  # fmt: skip
 
 
