@@ -135,11 +135,11 @@ def check(cfg: DictConfig) -> None:
 def figures(cfg: DictConfig) -> None:
     """Tables t1 to t4 and those behind them, four figures and the verdicts."""
     from common.reporting.report import Report
-    from papers.cost_of_pass import analysis, plots, verdicts
+    from papers.cost_of_pass import analysis, plots, tables, verdicts
 
     report = Report(cfg)
     found = analysis.load(cfg)
-    analysis.tables(cfg, report, found)
+    tables.write(cfg, report, found)
     plots.draw(cfg, report, found)
     verdicts.judge(cfg, report, found)
     report.finish()
