@@ -15,7 +15,7 @@ from common.costs import cost_of_pass as cop
 from common.costs import idealized_runtime as clock
 from common.costs.cost_of_pass import Attempts
 from papers.cost_of_pass import method
-from papers.cost_of_pass.experiment import CLASSES
+from papers.cost_of_pass.method import CLASSES
 
 if TYPE_CHECKING:
     import pandas as pd

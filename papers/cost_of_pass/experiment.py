@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from omegaconf import DictConfig
 
-CLASSES = ("lightweight", "large", "reasoning")
 TECHNIQUES = ("fresh", "refine", "judge")
 
 
@@ -108,6 +107,8 @@ def _guesses(cfg: DictConfig) -> pd.DataFrame:
 
 def check(cfg: DictConfig) -> None:
     """Raises ValueError, before any model is loaded, for settings out of range; names the key and what is allowed."""
+    from papers.cost_of_pass.method import CLASSES
+
     names = [entry.name for entry in cfg.zoo]
     if len(set(names)) != len(names):
         raise ValueError(f"a name stands twice in zoo: {names}")

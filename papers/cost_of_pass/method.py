@@ -39,6 +39,7 @@ __all__ = [
     "tracking", "unsolved_at_most", "values", "vote", "vote_success", "winner_shares", "without",
 ]  # fmt: skip
 
+CLASSES = ("lightweight", "large", "reasoning")
 # Task -> class, US dollars that a human expert costs for one problem, problems asked for, metric (analysis.ipynb).
 TASKS: dict[str, tuple[str, float, str, str]] = {
     "TwoDigitAddition": ("basic quantitative", 0.02, "128", "math match"),

@@ -8,7 +8,7 @@ import numpy as np
 
 from papers.cost_of_pass import method
 from papers.cost_of_pass.analysis import MICRO, Found, frontiers, gains, release_rows, techniques
-from papers.cost_of_pass.experiment import CLASSES
+from papers.cost_of_pass.method import CLASSES
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

@@ -12,7 +12,7 @@ from common.costs import cost_of_pass as cop
 from common.metrics.intervals import bootstrap_mean
 from papers.cost_of_pass import method
 from papers.cost_of_pass.analysis import MICRO, Found, frontiers, gains, release_rows, techniques
-from papers.cost_of_pass.experiment import CLASSES
+from papers.cost_of_pass.method import CLASSES
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -11,7 +11,7 @@ from common.costs import cost_of_pass as cop
 from common.metrics.intervals import Measured, bootstrap_mean, exact
 from papers.cost_of_pass import method
 from papers.cost_of_pass.analysis import Found, frontiers, gains, release_rows
-from papers.cost_of_pass.experiment import CLASSES
+from papers.cost_of_pass.method import CLASSES
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
