@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from papers.cost_of_pass.analysis import MICRO, Found, frontiers, gains, release
 from papers.cost_of_pass.method import CLASSES
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from omegaconf import DictConfig
 
     from common.reporting.report import Report
@@ -31,41 +32,54 @@ def _scatter(report: Report, found: Found) -> None:
     """The odds of success against the cost of an attempt; v = C / R is constant along the grey lines."""
     import matplotlib.pyplot as plt
 
-    from common.reporting.style import COLOURS
+    from common.reporting.style import WIDTH
 
-    fig, axes = plt.subplots(1, len(found.tasks), figsize=(2.3 * len(found.tasks), 3.1), sharey=True, squeeze=False)
-    for ax, task in zip(axes[0], found.tasks, strict=True):
-        data, human = found.frontier(task), MICRO * found.human(task)
-        runs = data.correct.shape[1] * data.correct.shape[2]
-        cost, success = MICRO * data.usd.mean((1, 2)), data.correct.mean((1, 2))
-        shown = np.clip(success, 0.5 / runs, 1 - 0.5 / runs)
-        low, high = cost.min() / 4, max(cost.max() * 4, human)
-        grid = np.geomspace(low, high, 200)
-        for v in 10.0 ** np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 3):
-            r = grid / v
-            ax.plot(grid[r < 1], _log_odds(np.minimum(r, 0.9999)[r < 1]), color="0.85", lw=0.8, zorder=0)
-        even = grid / human
-        ax.plot(grid[even < 1], _log_odds(np.minimum(even, 0.9999)[even < 1]), color="0.35", lw=1, ls="--", zorder=1)
-        alone = method.single(data, found.human(task)).mean(1)
-        for name, models in found.classes(task).items():
-            at = [data.index(model) for model in models]
-            ax.plot(cost[at], _log_odds(shown[at]), MARKS[name], color=COLOURS[CLASSES.index(name)], label=name)
-        best = int(alone.argmin())
-        ax.plot(cost[best], _log_odds(shown[best]), "o", ms=13, mfc="none", mec="black", mew=1)
-        ax.set(xscale="log", xlim=(low, high), title=f"{task} ({found.task(task)['class']})")
-        ax.set_ylim(-8, 8)
-        ax.set_yticks(_log_odds(np.array([0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999])))
-        ax.set_yticklabels(["0.001", "0.01", "0.1", "0.5", "0.9", "0.99", "0.999"])
-        ax.grid(False)
-    axes[0][0].set_ylabel("accuracy (log-odds)")
-    fig.supxlabel("cost of an attempt, millionths of a US dollar, price by parameters", fontsize=9)
-    fig.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=8)
+    columns = min(3, len(found.tasks))
+    rows = -(-len(found.tasks) // columns)
+    fig, axes = plt.subplots(rows, columns, figsize=(WIDTH, 2.5 * rows + 0.5), sharey=True, squeeze=False)
+    for ax, task in zip(axes.flat, found.tasks, strict=False):
+        _task_scatter(ax, found, task)
+    for ax in axes[:, 0]:
+        ax.set_ylabel("accuracy (log-odds)")
+    for ax in axes.flat[len(found.tasks) :]:
+        ax.axis("off")
+    fig.supxlabel("cost of an attempt, millionths of a US dollar (price by parameters)", fontsize=9)
+    fig.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=8)
     report.figure(
         "scatter", fig, "Accuracy, cost, and lines of equal cost-of-pass",
         "Each grey line is ten times dearer than the one to its left. Above and left of the dashed line a model beats "
         "the human. The ring marks the smallest cost-of-pass of one model with the human, an average over problems. "
         "Accuracies of 0 and 1 are drawn half a run inside.",
     )  # fmt: skip
+
+
+def _task_scatter(ax: Axes, found: Found, task: str) -> None:
+    from common.reporting.style import COLOURS
+
+    data, human = found.frontier(task), MICRO * found.human(task)
+    runs = data.correct.shape[1] * data.correct.shape[2]
+    cost = MICRO * data.usd.mean((1, 2))
+    odds = _log_odds(np.clip(data.correct.mean((1, 2)), 0.5 / runs, 1 - 0.5 / runs))
+    low, high = cost.min() / 4, max(cost.max() * 4, human)
+    grid = np.geomspace(low, high, 200)
+    for v in 10.0 ** np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 4):
+        _iso(ax, grid, v, color="0.85", lw=0.8, zorder=0)
+    _iso(ax, grid, human, color="0.35", lw=1, ls="--", zorder=1, label="cost of the human")
+    for name, models in found.classes(task).items():
+        at = [data.index(model) for model in models]
+        ax.plot(cost[at], odds[at], MARKS[name], color=COLOURS[CLASSES.index(name)], label=name)
+    best = int(method.single(data, found.human(task)).mean(1).argmin())
+    ax.plot(cost[best], odds[best], "o", ms=13, mfc="none", mec="black", mew=1)
+    ticks = (0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999)
+    ax.set_yticks(_log_odds(np.array(ticks)), [f"{tick:g}" for tick in ticks])
+    ax.set(xscale="log", xlim=(low, high), ylim=(-8, 8), title=f"{task} ({found.task(task)['class']})")
+    ax.grid(False)
+
+
+def _iso(ax: Axes, cost: np.ndarray, v: float, **line: Any) -> None:
+    """R = C / v, as far as R < 1."""
+    r = cost[cost < 0.9999 * v] / v
+    ax.plot(cost[: len(r)], _log_odds(r), **line)
 
 
 def _log_odds(r: np.ndarray) -> np.ndarray:

@@ -154,9 +154,13 @@ def dearest_vote() -> float:
 
 
 def _definitions(cfg: DictConfig, report: Report, found: Found) -> None:
-    report.measure(
-        "c7", "money spent until the first success over C/R, mean over models and problems", _spent(cfg, found)
-    )
+    spent = _spent(cfg, found)
+    if spent is None:
+        report.not_testable("c7", "gate: fewer than two problems were ever solved, needed 2")
+    else:
+        report.measure(
+            "c7", "money spent until the first success over C/R, mean over models and problems", spent
+        )  # fmt: skip
     rises = [0.0]
     if found.releases["training_flops"].notna().all():
         rows = list(release_rows(found))
@@ -179,8 +183,9 @@ def _definitions(cfg: DictConfig, report: Report, found: Found) -> None:
     )  # fmt: skip
 
 
-def _spent(cfg: DictConfig, found: Found) -> Measured:
-    """Literal retries of the recorded runs over C/R: a value a problem, averaged over the models that solved it."""
+def _spent(cfg: DictConfig, found: Found) -> Measured | None:
+    """Literal retries of the recorded runs over C/R: a value a problem, averaged over the models that solved it; None
+    where fewer than two problems were solved."""
     random, ratios = np.random.default_rng([cfg.seed, 0x5BE7]), []
     for task in found.tasks:
         data = found.frontier(task)
@@ -192,4 +197,4 @@ def _spent(cfg: DictConfig, found: Found) -> Measured:
             ]
             if spent:
                 ratios.append(float(np.mean(spent / v[solved, problem])))
-    return bootstrap_mean(ratios, cfg.seed) if len(ratios) > 1 else exact(float("nan"))
+    return bootstrap_mean(ratios, cfg.seed) if len(ratios) > 1 else None

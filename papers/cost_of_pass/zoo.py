@@ -85,7 +85,8 @@ def train_member(job: tuple[DictConfig, str]) -> dict[str, Any]:
         seed=cfg.seed, shards=1,
     )  # fmt: skip
     plain = [OmegaConf.to_container(node) for node in (cfg.training, member)]
-    folder = checkpoint_folder(cfg.checkpoints, name, [plain, cfg.facts, cfg.seed], begin)
+    code = [Path(__file__), Path(__file__).with_name("tasks.py")]  # the examples, beside what common decides
+    folder = checkpoint_folder(cfg.checkpoints, name, [plain, cfg.facts, cfg.seed], [*begin, *code])
     half = folder / "half"
 
     def keep(step: int) -> None:

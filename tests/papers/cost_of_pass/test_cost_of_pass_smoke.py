@@ -266,7 +266,8 @@ def test_the_paper_profile_on_checkpoints_and_data_in_hub_format(checkpoint, tmp
         for name, kind in (("s", "lightweight"), ("l", "large"), ("r", "reasoning"))
     ]
     given = [
-        "profile=paper", "device=cpu", "network=false", f"data_root={data}", f"zoo=[{','.join(zoo)}]", "runs=4", "hub.max_new_tokens=6",
+        "profile=paper", "device=cpu", "network=false",
+        f"data_root={data}", f"zoo=[{','.join(zoo)}]", "runs=4", "hub.max_new_tokens=6",
         "timing.prompts=[4,8]", "timing.outputs=[1,16]", "timing.rounds=2", "resamples=5", "retries=5",
         "tasks=[{name: gsm8k, class: basic, problems: 3, human_usd: 3.5, gate: {large: 0.5}},"
         "{name: math500, class: complex, problems: 2, human_usd: 12.0, gate: {reasoning: 0.3}}]",
