@@ -179,6 +179,7 @@ def _joined(base: Attempts, names: list[str], more: list[tuple[np.ndarray, ...]]
     return Attempts([*base.models, *names], base.problems, correct, usd)
 
 
+@functools.cache
 def gains(found: Found, task: str, name: str) -> tuple[np.ndarray, ...] | None:
     """(V_p without, with, split-sample without, with) a technique, each [problems]; None if it was not run."""
     pair = technique(found, task, name)

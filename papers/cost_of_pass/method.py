@@ -87,9 +87,12 @@ def unsolved_at_most(value: float, human: float) -> float:
     return value / human
 
 
-def single(data: Attempts, human: float) -> np.ndarray:
-    """Cost-of-pass of each model alone with the human, by problem: [models, problems]; V({m} and human) is its mean."""
-    return np.minimum(values(data), human)
+def single(data: Attempts, human: float, prior: float = 0.0) -> np.ndarray:
+    """Cost-of-pass of each model alone with the human, by problem: [models, problems]; V({m} and human) is its mean.
+
+    prior: pseudo-counts of both outcomes, see `values`.
+    """
+    return np.minimum(values(data, prior), human)
 
 
 def cheapest(of: np.ndarray, members: Sequence[int]) -> float:
@@ -98,7 +101,12 @@ def cheapest(of: np.ndarray, members: Sequence[int]) -> float:
 
 
 def winner_shares(
-    data: Attempts, classes: Mapping[str, Sequence[str]], human: float, resamples: int, seed: int = 0
+    data: Attempts,
+    classes: Mapping[str, Sequence[str]],
+    human: float,
+    resamples: int,
+    seed: int = 0,
+    prior: float = 0.0,
 ) -> dict[str, float]:
     """Class -> share of bootstrap samples, over problems and over the runs of each, whose cheapest model is of it.
 
@@ -112,7 +120,7 @@ def winner_shares(
         runs = random.integers(0, data.correct.shape[-1], (len(problems), data.correct.shape[-1]))
         correct, usd = (x[:, problems[:, None], runs] for x in (data.correct, data.usd))
         drawn = Attempts(data.models, list(range(len(problems))), correct, usd)
-        won[owner[int(single(drawn, human).mean(1).argmin())]] += 1
+        won[owner[int(single(drawn, human, prior).mean(1).argmin())]] += 1
     return {name: count / resamples for name, count in won.items()}
 
 

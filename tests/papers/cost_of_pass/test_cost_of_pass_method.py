@@ -213,7 +213,7 @@ def test_a_technique_is_an_arm_of_its_own(tmp_path):
 
 def test_runs_that_were_not_completed_are_an_error_or_left_out(tmp_path):
     write_public(tmp_path)
-    file = next(tmp_path.rglob("MathMatch_records/dataset.parquet"))
+    file = tmp_path / "AIME_2024" / "big" / "VanillaPromptMethod" / "MathMatch_records" / "dataset.parquet"
     broken = pd.read_parquet(file)
     broken.loc[0, "completed"] = False
     broken.to_parquet(file)
