@@ -68,7 +68,7 @@ def _cheapest(report: Report, found: Found) -> None:
 
     report.table(
         "winners", pd.DataFrame(_winner_rows(found, ("parameters", "flat"), (0.0, 0.5))), "Who is cheapest, by price",
-        "Shares: of bootstrap samples over problems and runs whose cheapest model is of the class. shrinkage: R with half"
+        "Shares: of bootstrap samples over problems and runs with a cheapest model of the class. shrinkage: R with half"
         " a success and half a failure more.",
     )  # fmt: skip
     report.table(
