@@ -1,11 +1,14 @@
 """Five tasks, each with two ways to answer, in one vocabulary (common/reasoners/policies.py):
 
     task        prompt                    direct answer    reasoning
-    add2        "4 7+3 8="                "#8 5$"          "7+8=15,4+3+1=8,#8 5$"
-    chain2      "3A+4B*2="                "#4$"            "A+4=7,B*2=4,#4$"              one or two operations
-    kb1         "K42="                    "#73$"           "K42=73?=73,#73$"              a fact that training has shown
+    add2        "7+8 4+3="                "#5 8$"          "7+8=15,4+3+1=8,#5 8$"         47+38 in columns, ones first
+    table1      "3A*4="                   "#2$"            "A*4=2,#2$"                    one operation modulo 10
+    kb1         "K42="                    "#73$"           "K42=73?=73,#73$"              a fact
     chain8      three chains of 6 to 10 operations, a call each; right if all three are, as AIME's answers are 0..999
     countdown   "8 9 6>5="                "9-6,8-3$"       "9-6=3:8 3,8-3=5:5$"
+
+Training has shown every operation of table1 and every fact of kb1: nothing but memory gives them. Problems of the
+others are new.
 
 With one chain, a guess would be right one time in ten: whoever may repeat it for free then needs no reasoning.
 """
@@ -24,10 +27,10 @@ from common.tasks.problem import Problem, distinct_problems
 DIRECT, STEPS = "direct", "steps"
 END, THINK_END, CHECK = chain.END, chain.THINK_END, chain.CHECK
 VALUES = 100  # of facts: the numbers that are a token
-LONG_PARTS, LONG, SHORT = 3, (6, 10), (1, 2)
+LONG_PARTS, LONG = 3, (6, 10)
 LIMITS = {  # most new tokens of a call
-    DIRECT: {"add2": 8, "chain2": 4, "kb1": 4, "chain8": 4, "countdown": 16},
-    STEPS: {"add2": 32, "chain2": 24, "kb1": 16, "chain8": 80, "countdown": 64},
+    DIRECT: {"add2": 8, "table1": 4, "kb1": 4, "chain8": 4, "countdown": 16},
+    STEPS: {"add2": 32, "table1": 12, "kb1": 16, "chain8": 80, "countdown": 64},
 }
 
 
@@ -43,8 +46,8 @@ class Item:
 
 
 def items(name: str, seed: int, count: int, split: str, facts: int) -> list[Item]:
-    """`count` different problems of a task. facts: of the knowledge base (kb1 asks for facts that training has shown:
-    its split is none). Raises ValueError for an unknown task, and where there are too few problems."""
+    """`count` different problems of a task. facts: of the knowledge base. The splits of table1 and kb1 are
+    one. Raises ValueError for an unknown task, and where there are too few problems."""
     if name not in GENERATORS:
         raise ValueError(f"unknown task {name!r}; known: {', '.join(GENERATORS)}")
     return GENERATORS[name](seed, count, split, facts)
@@ -59,36 +62,51 @@ def _long(seed: int, count: int, split: str, facts: int) -> list[Item]:
     return [Item(tuple(parts[LONG_PARTS * i : LONG_PARTS * (i + 1)])) for i in range(count)]
 
 
-def _asked(seed: int, count: int, split: str, facts: int) -> list[Item]:
-    known = knowledge(seed, facts)
-    if count > facts:
-        raise ValueError(f"{count} questions about a knowledge base of {facts} facts")
-    return _one_part(Random(f"{seed}/asked").sample(known, count))
+def _shown(known: list[Problem], what: str) -> Callable[[int, int], list[Item]]:
+    """A sample of what training has shown."""
+
+    def ask(seed: int, count: int) -> list[Item]:
+        if count > len(known):
+            raise ValueError(f"{count} questions about {len(known)} {what}")
+        return _one_part(Random(f"{seed}/{what}").sample(known, count))
+
+    return ask
 
 
 GENERATORS: dict[str, Callable[[int, int, str, int], list[Item]]] = {
     "add2": lambda seed, count, split, facts: _one_part(additions(seed, count, split)),
-    "chain2": lambda seed, count, split, facts: _one_part(
-        chain.generate(seed, count, SHORT, split, style="concise")
-    ),
-    "kb1": _asked,
+    "table1": lambda seed, count, split, facts: _shown(tables(), "operations")(seed, count),
+    "kb1": lambda seed, count, split, facts: _shown(knowledge(seed, facts), "facts")(seed, count),
     "chain8": _long,
     "countdown": lambda seed, count, split, facts: _one_part(countdown.generate(seed, count, 4, split)),
 }  # fmt: skip
 
 
 def additions(seed: int, count: int, split: str) -> list[Problem]:
-    """Sums of two numbers of two digits, written digit by digit."""
+    """Sums of two numbers of two digits, in columns: ones, then tens; so is the sum, its lowest digit first."""
 
     def draw(random: Random) -> Problem:
         a, b = random.randint(10, 99), random.randint(10, 99)
         ones, carry = a % 10 + b % 10, (a % 10 + b % 10) // 10
         tens = f"{a // 10}+{b // 10}" + ("+1" if carry else "")
-        written = " ".join(str(a + b))
+        written = " ".join(reversed(str(a + b)))
         trace = f"{a % 10}+{b % 10}={ones},{tens}={a // 10 + b // 10 + carry},{THINK_END}{written}{END}"
-        return Problem("add2", "", f"{' '.join(str(a))}+{' '.join(str(b))}=", trace, str(a + b), 2)
+        prompt = f"{a % 10}+{b % 10} {a // 10}+{b // 10}="
+        return Problem("add2", "", prompt, trace, str(a + b), 2)
 
     return distinct_problems(draw, seed, count, split)
+
+
+def tables() -> list[Problem]:
+    """All 270 single operations modulo 10."""
+    found = []
+    for start in range(10):
+        for operator in "+-*":
+            for operand in range(1, 10):
+                value, step = chain.apply(start, operator, operand), f"{chain.LABELS[0]}{operator}{operand}"
+                trace = f"{step}={value},{THINK_END}{value}{END}"
+                found.append(Problem("chain", "train", f"{start}{step}=", trace, str(value), 1))
+    return found
 
 
 def knowledge(seed: int, facts: int) -> list[Problem]:
@@ -114,7 +132,7 @@ def gold(problem: Problem, style: str) -> str:
         return problem.answer
     if problem.task == "countdown":
         return ",".join(step.partition("=")[0] for step in problem.answer.removesuffix(END).split(",")) + END
-    written = " ".join(problem.result) if problem.task == "add2" else problem.result
+    written = " ".join(reversed(problem.result)) if problem.task == "add2" else problem.result
     return f"{THINK_END}{written}{END}"
 
 
@@ -128,7 +146,10 @@ def result_of(problem: Problem, text: str, style: str) -> str | None:
     if problem.task == "chain":
         return chain.result_of(text)
     found = re.search(rf"{THINK_END}([\d ]+)$", body)
-    return found.group(1).replace(" ", "") if found else None
+    if not found:
+        return None
+    digits = found.group(1).replace(" ", "")
+    return digits[::-1] if problem.task == "add2" else digits
 
 
 def verify(problem: Problem, text: str, style: str) -> bool:

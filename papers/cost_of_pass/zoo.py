@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     from common.training.data import Batch, Batches, Example
 
-REVIEW = "?"  # asks for another look: "4 7+3 8=#8 4?" -> "#8 5$"
-GROUPS = (("kb1",), ("add2", "chain2"), ("chain8", "countdown"))  # tasks of similar length share a batch
+REVIEW = "?"  # asks for another look: "7+8 4+3=#4 8?" -> "#5 8$"
+GROUPS = (("kb1",), ("add2", "table1"), ("chain8", "countdown"))  # tasks of similar length share a batch
 
 
 def review_prompt(prompt: list[int], answer: list[int], end: int, mark: int) -> list[int]:

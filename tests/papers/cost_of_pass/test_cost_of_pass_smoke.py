@@ -153,7 +153,7 @@ def planted(frame, sizes):
         ("direct-s", "basic"): 0.9, ("direct-m", "basic"): 0.95, ("direct-l", "basic"): 0.95, ("reason", "basic"): 0.95,
         ("direct-l", "knowledge"): 0.95, ("reason", "complex"): 0.9,
     }  # fmt: skip
-    kinds = {"add2": "basic", "chain2": "basic", "kb1": "knowledge", "chain8": "complex", "countdown": "complex"}
+    kinds = {"add2": "basic", "table1": "basic", "kb1": "knowledge", "chain8": "complex", "countdown": "complex"}
     random = np.random.default_rng(0)
     out = []
     for (arm, task), group in frame.groupby(["arm", "task"], sort=False):
