@@ -56,7 +56,10 @@ def test_traces_of_sums_add_digit_by_digit():
     for item in items("add2"):
         (part,) = item.parts
         ones, tens, _ = part.answer.split(",")
-        a, b = (int(x.replace(" ", "")) for x in part.prompt.removesuffix("=").split("+"))
+        (a0, b0), (a1, b1) = (map(int, column.split("+")) for column in part.prompt.removesuffix("=").split())
+        a, b = 10 * a1 + a0, 10 * b1 + b0
+        assert part.result == str(a + b)
+        assert part.answer.endswith(f"#{' '.join(reversed(part.result))}$")
         assert eval(ones.split("=")[0]) == int(ones.split("=")[1]) == a % 10 + b % 10
         assert eval(tens.split("=")[0]) == int(tens.split("=")[1])
         assert 10 * int(tens.split("=")[1]) + (a + b) % 10 == a + b
@@ -69,9 +72,14 @@ def test_long_chains_come_in_threes_and_all_problems_differ():
         prompts = [part.prompt for item in found for part in item.parts]
         assert len(set(prompts)) == len(prompts)
         assert found == items(name)
-        if name != "kb1":
+        if name not in ("kb1", "table1"):
             train = {part.prompt for item in items(name, split="train") for part in item.parts}
             assert not train & set(prompts)
+
+
+def test_the_tables_are_whole():
+    assert len({part.prompt for part in tasks.tables()}) == 270
+    assert len(items("table1", 270)) == 270
 
 
 def test_questions_are_about_the_facts_of_training():
@@ -100,7 +108,7 @@ def test_the_chance_of_a_guess():
     ("call", "message"),
     [
         (lambda: items("sata"), "unknown task 'sata'; known: add2, table1, kb1, chain8, countdown"),
-        (lambda: items("kb1", 41), "41 questions about a knowledge base of 40 facts"),
+        (lambda: items("kb1", 41), "41 questions about 40 facts"),
         (lambda: tasks.knowledge(0, 2001), "1 to 2000 facts, not 2001"),
         (lambda: tasks.additions(0, 3000, "test"), "different problems"),
     ],
