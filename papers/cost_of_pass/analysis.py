@@ -14,6 +14,7 @@ import numpy as np
 from common.costs import cost_of_pass as cop
 from common.costs import idealized_runtime as clock
 from common.costs.cost_of_pass import Attempts
+from common.metrics.intervals import Measured
 from papers.cost_of_pass import method
 from papers.cost_of_pass.method import CLASSES
 
@@ -189,6 +190,13 @@ def gains(found: Found, task: str, name: str) -> tuple[np.ndarray, ...] | None:
     return tuple(cop.frontier(cop.values(of), human) for of in pair) + tuple(
         cop.split_frontier(of, human) for of in pair
     )
+
+
+@functools.cache
+def gain_intervals(found: Found, task: str, name: str) -> tuple[Measured, Measured] | None:
+    """The gain of a technique by the paper's estimator and by the split sample; None if it was not run."""
+    of = gains(found, task, name)
+    return None if of is None else (cop.gain_interval(of[0], of[1]), cop.gain_interval(of[2], of[3]))
 
 
 def frontiers(found: Found, task: str) -> np.ndarray:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from papers.cost_of_pass import method
-from papers.cost_of_pass.analysis import MICRO, Found, frontiers, gains, release_rows, techniques
+from papers.cost_of_pass.analysis import MICRO, Found, frontiers, gain_intervals, release_rows, techniques
 from papers.cost_of_pass.method import CLASSES
 
 if TYPE_CHECKING:
@@ -136,12 +136,11 @@ def _techniques(cfg: DictConfig, report: Report, found: Found) -> None:
     """Gains by the paper's estimator and by the split sample."""
     import matplotlib.pyplot as plt
 
-    from common.costs.cost_of_pass import gain_interval
     from common.reporting.style import COLOURS
 
     rows = [
-        (name, task, gain_interval(of[0], of[1]), gain_interval(of[2], of[3]))
-        for name in techniques(cfg) for task in found.tasks if (of := gains(found, task, name)) is not None
+        (name, task, *of)
+        for name in techniques(cfg) for task in found.tasks if (of := gain_intervals(found, task, name)) is not None
     ]  # fmt: skip
     names = list(dict.fromkeys(name for name, *_ in rows))
     fig, axes = plt.subplots(1, 2, figsize=(8.4, 3.4), sharex=True, sharey=True)

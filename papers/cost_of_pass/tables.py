@@ -12,7 +12,7 @@ import numpy as np
 from common.costs import cost_of_pass as cop
 from common.metrics.intervals import bootstrap_mean
 from papers.cost_of_pass import method
-from papers.cost_of_pass.analysis import MICRO, Found, frontiers, gains, release_rows, techniques
+from papers.cost_of_pass.analysis import MICRO, Found, frontiers, gain_intervals, gains, release_rows, techniques
 from papers.cost_of_pass.method import CLASSES
 
 if TYPE_CHECKING:
@@ -150,10 +150,10 @@ def _measured_rows(found: Found) -> Iterator[dict[str, Any]]:
 def _gain_rows(found: Found) -> Iterator[dict[str, Any]]:
     for name in techniques(found.cfg):
         for task in found.tasks:
-            of = gains(found, task, name)
+            of = gain_intervals(found, task, name)
             if of is None:
                 continue
-            plain, split = cop.gain_interval(of[0], of[1]), cop.gain_interval(of[2], of[3])
+            plain, split = of
             yield {
                 "technique": name, "task": task, "gain": plain.value, "low": plain.low, "high": plain.high,
                 "split": split.value, "split_low": split.low, "split_high": split.high,
