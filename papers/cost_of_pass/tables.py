@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from common.costs import cost_of_pass as cop
+from common.costs.catalogue import from_checkpoint
+from common.costs.per_answer import report_costs
 from common.metrics.intervals import bootstrap_mean
-from papers.cost_of_pass import method
+from papers.cost_of_pass import method, zoo
 from papers.cost_of_pass.analysis import MICRO, Found, frontiers, gain_intervals, gains, release_rows, techniques
 from papers.cost_of_pass.method import CLASSES
 
@@ -61,6 +63,8 @@ def write(cfg: DictConfig, report: Report, found: Found) -> None:
         "naive: the paper's. shrinkage: Beta(1/2, 1/2). split: chosen and judged on different runs.",
     )  # fmt: skip
     _public(cfg, report)
+    weights = {entry.name: zoo.weights(cfg, entry) for entry in cfg.zoo}
+    report_costs(report, lambda arm: from_checkpoint(weights[arm.split(", ")[0]], cfg.network))
 
 
 def _cheapest(report: Report, found: Found) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from common.costs.per_answer import report_costs
 from common.metrics.intervals import Measured, exact
 from papers.long_context_peak.analysis import (
     Found,
@@ -42,6 +43,7 @@ def tables(cfg: DictConfig, page: Report, found: Found) -> None:
         page.note("**The machine was busy with something else**: " + "; ".join(disturbed or ["its calibration"]) + ".")
     closed_tables(cfg, page, found)
     measured_tables(cfg, page, found)
+    report_costs(page, found.shapes[found.first])
 
 
 def closed_tables(cfg: DictConfig, page: Report, found: Found) -> None:
