@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from common.costs import idealized_runtime as ir
-from papers.idealized_runtime.method import Profile, Shape
+from papers.idealized_runtime.method import Profile, Shape, pareto_front
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -236,8 +236,6 @@ def mean_times(table: pd.DataFrame) -> pd.DataFrame:
 def fronts(table: pd.DataFrame) -> pd.DataFrame:
     """One row a scenario and model with idealized runtime and exact match: whether it is on the scenario's front. At
     least three models must have answered."""
-    from papers.idealized_runtime.method import pareto_front
-
     both = table.dropna(subset=["idealized", "exact_match"])
     rows = []
     for scenario, group in both.groupby("scenario", sort=True):
