@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -31,7 +32,8 @@ def check(cfg: DictConfig) -> None:
         raise ValueError(f"outputs={outputs} must begin with 1: F(p) is measured with one output token")
     if seen := {held.output} & {*outputs} | {held.prompt} & {*prompts}:
         raise ValueError(f"held_out={dict(held)}: {sorted(seen)} is in the grid, and so is not held out")
-    longest = max(*prompts, held.prompt, *cfg.layers.prompts) + max(*outputs, held.output, cfg.layers.output)
+    outputs_of_all = [*outputs, *cfg.stacks.outputs, held.output, cfg.layers.output]
+    longest = max(*prompts, held.prompt, *cfg.stacks.prompts, *cfg.layers.prompts) + max(outputs_of_all)
     if longest > cfg.positions:
         raise ValueError(f"positions={cfg.positions} is less than the longest query, {longest} tokens")
     widths = [hidden for _, hidden in cfg.shapes] + [cfg.layers.hidden, cfg.stacks.hidden]
@@ -133,6 +135,7 @@ def run(cfg: DictConfig, out: Path) -> dict[str, Profile]:
             profiles[name] = profile
             print(f"{name}: g {1e3 * profile.per_output_token:.2f} ms", flush=True)
             del model
+            gc.collect()  # which the stage has switched off
     pd.concat(frames, ignore_index=True).to_parquet(out / "rounds.parquet", index=False)
     stacks(cfg).to_parquet(out / "stacks.parquet", index=False)
     more_layers(cfg).to_parquet(out / "layers.parquet", index=False)
