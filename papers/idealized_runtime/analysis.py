@@ -101,7 +101,8 @@ def _absent(sources: list[dict[str, Any]]) -> str | None:
 def quality(prompts: Sequence[int], outputs: Sequence[int], cells: Frame) -> dict[str, float]:
     """How well the profile of the full grid, and that of the cheap procedure, describe one model's cells.
 
-    r_squared: of the full fit. held_out, held_out_mean: largest and mean relative error on the cells outside the grid.
+    r_squared: of the full fit. held_out_mean: mean relative error on the cells outside the grid; the largest at other
+    numbers of output tokens (other_output) and at other prompt lengths (other_prompt).
     cheap_error: median relative error of the cheap profile on the cells that it leaves out. saving: seconds of the full
     grid over seconds of the cheap cells.
     """
@@ -119,7 +120,9 @@ def quality(prompts: Sequence[int], outputs: Sequence[int], cells: Frame) -> dic
     other = table.drop(full)
     if len(other):
         off = errors(fitted.profile, other)
-        found |= {"held_out": float(off.max()), "held_out_mean": float(off.mean())}
+        between = ~other.index.get_level_values(0).isin(prompts)
+        found["held_out_mean"] = float(off.mean())
+        found |= {"other_output": float(off[~between].max()), "other_prompt": float(off[between].max())}
     return found
 
 
@@ -163,7 +166,7 @@ def worst_over_rounds(cfg: DictConfig, found: Found) -> dict[str, Measured]:
         )
         least, most = of.min(), of.max()
         return {name: least[name] for name in ("r_squared", "saving")} | {
-            name: most[name] for name in ("held_out", "cheap_error")
+            name: most[name] for name in ("other_output", "other_prompt", "cheap_error")
         }
 
     rounds = found.rounds["round"].nunique()

@@ -34,11 +34,14 @@ def judge(cfg: DictConfig, report: Report, found: Found) -> None:
     if found.cells is not None:
         _released_logs(report, found)
     worst = analysis.worst_over_rounds(cfg, found)
-    shown = f"{cfg.dtype} on this machine; rounds as units; the worst of {len(found.shapes)} models"
+    shown = f"{cfg.dtype}; rounds as units; the worst of {len(found.shapes)} models"
     report.measure("c3", "own models: least R squared", worst["r_squared"], shown)
-    report.measure("c3", "own models: largest error on a held-out cell", worst["held_out"], shown)
+    report.measure(
+        "c3", "own models: largest error at a held-out number of output tokens", worst["other_output"], shown
+    )
     report.measure("c4", "own models: full sweep over cheap procedure, least", worst["saving"], shown)
     report.measure("c4", "own models: median error of the cheap profile, largest", worst["cheap_error"], shown)
+    report.measure("c4", "own models: largest error at a held-out prompt length", worst["other_prompt"], shown)
     _costs(cfg, report, tables.costs_table(cfg, found))
     if found.records is None:
         for claim in ("c1", "c5", "c8"):

@@ -121,12 +121,14 @@ def test_the_paper_profile_runs_offline_at_a_small_size(tmp_path: Path) -> None:
 def test_quality_of_exact_cells() -> None:
     """Cells of a profile fit it exactly, and the savings are a ratio of sums."""
     true, prompts, outputs = Profile(0.02, {1: 0.03, 64: 0.08, 512: 0.64}), (1, 64, 512), (1, 2, 8)
-    rows = [(p, o, float(true.seconds(p, o))) for p in (*prompts, 256) for o in (*outputs, 4)]
+    both = [(p, o) for p in (*prompts, 256) for o in (*outputs, 4)]
+    rows = [(p, o, float(true.seconds(p, o))) for p, o in both]
     cells = pd.DataFrame(rows, columns=[*ir.CELL, "seconds"])
     found = analysis.quality(prompts, outputs, cells)
     assert found["r_squared"] == pytest.approx(1)
     assert found["cheap_error"] == pytest.approx(0, abs=1e-12)
-    assert found["held_out"] == pytest.approx(0, abs=1e-12)  # F(256) = F(512) / 2 is HELM's rule, and so the truth here
+    assert (found["other_output"], found["other_prompt"]) == pytest.approx((0, 0), abs=1e-12)
+    assert found["held_out_mean"] == pytest.approx(0, abs=1e-12)  # F(256) = F(512) / 2 is the rule, and here the truth
     seconds = cells.set_index(ir.CELL)["seconds"]
     full = sum(seconds[p, o] for p in prompts for o in outputs)
     cheap = sum(seconds[p, 1] for p in prompts) + seconds[64, 2] + seconds[64, 8]
