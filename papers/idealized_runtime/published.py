@@ -212,8 +212,8 @@ def pair_table(table: pd.DataFrame) -> pd.DataFrame:
     for metric, column in (("raw runtime", "raw"), ("idealized runtime", "idealized"), ("generated tokens", "tokens")):
         ratio = first.loc[shared, column] / second.loc[shared, column]
         finite = ratio[np.isfinite(ratio)]
-        rows.append({"metric": metric, "mean": round(finite.mean(), 4), "max": round(ratio.max(), 4)})
-        rows[-1] |= {"min": round(ratio.min(), 4), "pairs": len(shared)}
+        rows.append({"metric": metric, "mean": finite.mean(), "max": ratio.max()})
+        rows[-1] |= {"min": ratio.min(), "pairs": len(shared)}
     return pd.DataFrame(rows)
 
 

@@ -65,7 +65,7 @@ def _reported(report: Report, found: Found) -> None:
     report.table("t4", published.denoised_table(found.apis))
     if found.scenarios is not None:
         pairs = published.pair_table(found.scenarios)
-        report.table("t5", pairs.drop(columns="pairs"), note=f"{pairs['pairs'].iloc[0]} pairs; 4 decimals.")
+        report.table("t5", pairs.drop(columns="pairs").round(4), note=f"{pairs['pairs'].iloc[0]} pairs; 4 decimals.")
 
 
 def _beside_helm(report: Report, found: Found) -> None:
