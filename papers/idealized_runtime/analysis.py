@@ -172,7 +172,7 @@ def worst_over_rounds(cfg: DictConfig, found: Found) -> dict[str, Measured]:
     rounds = found.rounds["round"].nunique()
     random = np.random.default_rng([cfg.seed, 0x1D])
     center = worst(np.arange(rounds))
-    drawn = pd.DataFrame([worst(random.integers(0, rounds, rounds)) for _ in range(cfg.resamples)])
+    drawn = pd.DataFrame([worst(random.integers(0, rounds, rounds)) for _ in range(cfg.round_resamples)])
     low, high = drawn.quantile(0.025), drawn.quantile(0.975)
     return {
         name: Measured(value, min(low[name], value), max(high[name], value), rounds) for name, value in center.items()

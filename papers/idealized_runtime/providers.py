@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from random import Random
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -101,8 +102,9 @@ def stay_on(core: int) -> None:
 
 @contextmanager
 def noisy_neighbour(period: float, duty: float) -> Iterator[Switch]:
-    """Starts a process that computes on `one_core` for the share `duty` of each `period` seconds while it is switched
-    on; yields the switch. It ends with the block, and when this process dies.
+    """Starts a process that computes on `one_core` for the share `duty` of the time while it is switched on; yields the
+    switch. Work and rest together last `period` seconds on average, each an exponential draw: with a fixed period the
+    repetitions of a call may all meet the same phase. It ends with the block, and when this process dies.
 
     Raises ValueError for a duty outside [0, 1] and a period that is not positive.
     """
@@ -128,8 +130,13 @@ def _burn(wanted: Any, ready: Any, period: float, duty: float, core: int, parent
     """The other process. Its phases follow the clock, not the requests."""
     stay_on(core)
     ready.set()
+    random, working, until = Random(0), False, 0.0
     while os.getppid() == parent:
-        if wanted.value and time.monotonic() % period < duty * period:
+        if time.monotonic() >= until:
+            working = not working
+            mean = period * (duty if working else 1 - duty)
+            until = time.monotonic() + (random.expovariate(1 / mean) if mean else 0.0)
+        if working and wanted.value:
             sum(range(5_000))
         else:
             time.sleep(POLL_S)

@@ -311,7 +311,7 @@ def test_bad_input(call: Callable[[], object], message: str) -> None:
         ("prompts=[8,1]", r"prompts=\[8, 1\] must be two or more rising"),
         ("prompts=[0,8]", "of at least 1"),
         ("outputs=[2,3]", "must begin with 1"),
-        ("held_out.output=3", "is not held out"),
+        ("held_out.output=6", "is not held out"),
         ("held_out.prompt=8", "is not held out"),
         ("positions=16", "positions=16 is less than the longest query"),
         ("head_size=24", "no multiples of head_size=24"),

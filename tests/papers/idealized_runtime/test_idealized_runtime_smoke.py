@@ -105,10 +105,10 @@ def test_every_answer_is_in_the_common_schema(root: Path) -> None:
 @pytest.mark.slow
 def test_the_paper_profile_runs_offline_at_a_small_size(tmp_path: Path) -> None:
     small = ["profile=paper", "device=cpu", "network=false", "head_size=16", "vocabulary=64", "positions=64",
-             "shapes=[[1,32],[2,32],[1,48],[2,48]]", "prompts=[1,8]", "outputs=[1,4]", "held_out.prompt=12",
-             "held_out.output=6", "held_out.outputs=[]", "rounds=2", "stacks.layers=1", "stacks.hidden=32",
-             "stacks.prompts=[4,8]", "stacks.outputs=[1,4]", "layers.hidden=32", "layers.counts=[1,2,4]",
-             "layers.prompts=[4,8]", "layers.output=5", "resamples=5", "query.prompt=8"]  # fmt: skip
+             "shapes=[[1,32],[2,32],[1,48],[2,48]]", "prompts=[1,8]", "outputs=[1,20]", "held_out.prompt=12",
+             "held_out.output=10", "held_out.outputs=[]", "rounds=2", "stacks.layers=1", "stacks.hidden=32",
+             "stacks.prompts=[4,8]", "stacks.outputs=[1,12]", "layers.hidden=32", "layers.counts=[1,2,4]",
+             "layers.prompts=[4,8]", "layers.output=24", "resamples=5", "query.prompt=8"]  # fmt: skip
     for stage in ("data", "infer", "figures"):
         out = run(SLUG, stage, small, root=tmp_path)
     claims = json.loads((out / "claims.json").read_text())
