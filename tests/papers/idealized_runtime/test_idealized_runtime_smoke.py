@@ -108,7 +108,8 @@ def test_the_paper_profile_runs_offline_at_a_small_size(tmp_path: Path) -> None:
              "shapes=[[1,32],[2,32],[1,48],[2,48]]", "prompts=[1,8]", "outputs=[1,20]", "held_out.prompt=12",
              "held_out.output=10", "held_out.outputs=[]", "rounds=2", "stacks.layers=1", "stacks.hidden=32",
              "stacks.prompts=[4,8]", "stacks.outputs=[1,12]", "layers.hidden=32", "layers.counts=[1,2,4]",
-             "layers.prompts=[4,8]", "layers.output=24", "resamples=5", "query.prompt=8"]  # fmt: skip
+             "layers.prompts=[4,8]", "layers.output=24", "resamples=5", "query.prompt=8",
+             "round_resamples=5"]  # fmt: skip
     for stage in ("data", "infer", "figures"):
         out = run(SLUG, stage, small, root=tmp_path)
     claims = json.loads((out / "claims.json").read_text())
