@@ -153,13 +153,14 @@ def own_table(cfg: DictConfig, found: Found) -> Frame:
             one = ir.fit(cells.loc[full].reset_index())
             fastest = calls.groupby(ir.CELL)[cfg.clock].min().rename("seconds").loc[full]
             best = ir.fit(fastest.reset_index()).r_squared
+        slopes = [np.polyfit(of.index.get_level_values(1), of, 1)[0] for _, of in fastest.groupby(level=0)]
         spread = calls.groupby(ir.CELL)[cfg.clock].agg(lambda x: (x - x.median()).abs().median() / x.median())
         p, o = np.array(held_out).T
         rows.append(
             {
                 "model": name, "parameters": int(calls["parameters"].iloc[0]), "g_ms": 1e3 * one.slope,
                 **{f"F({p})_ms": 1e3 * seconds for p, seconds in profile.prompt.items() if p > 1},
-                "R2": one.r_squared, "R2_of_fastest_rounds": best, "intercept_over_g": one.intercept / one.slope,
+                "R2": one.r_squared, "R2_of_fastest_rounds": best, "g_over_prompts_max_over_min": max(slopes) / min(slopes), "intercept_over_g": one.intercept / one.slope,
                 "held_out_MAPE_percent": 100 * of.loc[name, "held_out_mean"],
                 "other_output_max_percent": 100 * of.loc[name, "other_output"],
                 "other_prompt_max_percent": 100 * of.loc[name, "other_prompt"],
