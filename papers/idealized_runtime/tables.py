@@ -160,7 +160,9 @@ def own_table(cfg: DictConfig, found: Found) -> Frame:
             {
                 "model": name, "parameters": int(calls["parameters"].iloc[0]), "g_ms": 1e3 * one.slope,
                 **{f"F({p})_ms": 1e3 * seconds for p, seconds in profile.prompt.items() if p > 1},
-                "R2": one.r_squared, "R2_of_fastest_rounds": best, "g_over_prompts_max_over_min": max(slopes) / min(slopes), "intercept_over_g": one.intercept / one.slope,
+                "R2": one.r_squared, "R2_of_fastest_rounds": best,
+                "g_over_prompts_max_over_min": max(slopes) / min(slopes),
+                "intercept_over_g": one.intercept / one.slope,
                 "held_out_MAPE_percent": 100 * of.loc[name, "held_out_mean"],
                 "other_output_max_percent": 100 * of.loc[name, "other_output"],
                 "other_prompt_max_percent": 100 * of.loc[name, "other_prompt"],
