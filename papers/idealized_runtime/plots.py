@@ -48,7 +48,11 @@ def _linear(cfg: DictConfig, report: Report, found: Found) -> None:
     prompts = [p for p in cfg.prompts if p == 1 or p >= 64] or list(cfg.prompts)
     rows = found.cells_of(name, cfg.clock)
     _lines(right, found.profiles[name], prompts, max(rows["output_tokens"]), rows, 1e3)
-    right.set(xlabel="output tokens", ylabel=f"{cfg.clock} milliseconds", title=f"{name}, here")
+    right.set(
+        xlabel="output tokens",
+        ylabel="CPU milliseconds" if cfg.clock == "cpu" else "milliseconds",
+        title=f"{name}, here",
+    )
     for ax in (left, right):
         ax.set_ylim(bottom=0)
         ax.legend(title="prompt tokens", loc="upper left", fontsize=7, title_fontsize=7, ncols=2)
