@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from common.costs import idealized_runtime as ir
-from common.costs.per_answer import per_answer
+from common.costs.catalogue import from_checkpoint
+from common.costs.per_answer import per_answer, report_costs
 from papers.idealized_runtime import analysis, published
 from papers.idealized_runtime.method import along_layers, leave_one_out
 from papers.idealized_runtime.own import grid
@@ -46,6 +49,10 @@ def tables(cfg: DictConfig, report: Report, found: Found) -> None:
             "kept: share of resampled sets of problems in which the model is on the front.",
             timing=["idealized_ms", "low_ms", "high_ms", "usd_per_million_correct", "on_front", "kept"],
         )  # fmt: skip
+        folder = Path(cfg.reasoners)
+        report_costs(
+            report, lambda arm: from_checkpoint(folder / f"reasoner_{re.split('[@ ]', arm)[0]}", cfg.network)
+        )  # an arm is "size@provider" or "size weights"
     if found.scenarios is not None:
         report.table("fronts", fronts_table(found.scenarios), "Released table: models on the fronts of its scenarios")
 
@@ -138,7 +145,7 @@ def _architectures(cfg: DictConfig, report: Report, found: Found) -> None:
         "later version of the paper that was not at hand.", timing=["g_error_percent", "F_error_percent"],
     )  # fmt: skip
     note = f"At {cfg.usd_per_hour} USD an hour and {cfg.watts} W an accelerator: units, as the prices were not seen."
-    report.table("costs", costs_table(cfg, found), "Cost-aware variants of the same query, HELM's constants", note)
+    report.table("cost_aware", costs_table(cfg, found), "Cost-aware variants of the same query, HELM's constants", note)
 
 
 def own_table(cfg: DictConfig, found: Found) -> Frame:

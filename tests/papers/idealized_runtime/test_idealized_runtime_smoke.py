@@ -56,7 +56,7 @@ def test_without_the_logs_the_rest_stands(
         assert "make data SOURCE=idealized_runtime/logs/" in claims[claim]["reason"]
     assert len(claims["c3"]["measured"]) == 2  # our own part is shown all the same
     tables = {path.stem for path in (results / "tables").glob("*.csv")}
-    assert {"t1", "t4", "own", "cheap", "costs", "apis", "tradeoff"} <= tables
+    assert {"t1", "t4", "own", "cheap", "cost_aware", "costs", "apis", "tradeoff"} <= tables
     assert not {"t2", "t3", "t5", "helm", "denoised", "fronts"} & tables
     origins = {s["name"]: s["origin"] for s in json.loads((results / "provenance.json").read_text())["sources"]}
     assert set(origins.values()) == {"embedded"}
