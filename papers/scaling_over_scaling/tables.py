@@ -27,7 +27,7 @@ def write(cfg: DictConfig, report: Report, found: Found) -> None:
     made: dict[str, tuple[str, list[dict[str, Any]], str]] = {
         "t1": (
             "", accuracy_rows(cfg, found),
-            "Mean over problems and its standard error. small: all samples. best-of-N: the answer of highest score by the "
+            "Mean over problems and its standard error. small: all samples. best-of-N: highest score by the "
             "reward model. rethinker: N counts the first answer and the rounds after it. tokens: generated a problem.",
         ),
         "t2": ("", closed_form(), "Smallest N >= 0 with p (1 - p)^N <= epsilon."),
@@ -239,7 +239,7 @@ def allocation_rows(cfg: DictConfig, found: Found) -> list[dict[str, Any]]:
                 {
                     "task": task, "rule": rule, "selection": found.selection(task), "answers": spent.answers.mean(),
                     "tokens": spent.tokens.mean(), "accuracy": spent.right.mean(),
-                    "idealized_seconds": spent.seconds.mean(),
+                    "idealized_milliseconds": 1000 * spent.seconds.mean(),
                     "usd_per_million_correct": 1e6 * float(usd) / right if right else float("inf"),
                 }
             )  # fmt: skip
