@@ -94,6 +94,10 @@ class Found:
         right = self.pools[task, "sequential rethinker"].right
         return right.reshape(len(right), -1, self.length)
 
+    def rethinks(self, task: str) -> bool:
+        """Whether chains were drawn on a task."""
+        return (task, "sequential rethinker") in self.pools
+
     def modes(self, task: str) -> list[str]:
         """The ways to choose among samples of a task."""
         return [mode for mode in (HIT, MAJORITY, BEST) if (task, mode) in self.curves]
@@ -101,7 +105,7 @@ class Found:
     def selection(self, task: str) -> str:
         """How an answer is chosen without knowing which is right: by the reward model where it passed its gate on other
         problems, by majority elsewhere. Decided before these answers were looked at."""
-        return MAJORITY if self.gates[task] else BEST
+        return MAJORITY if self.gates[task] or (task, BEST) not in self.curves else BEST
 
 
 def load(cfg: DictConfig) -> Found:
@@ -127,6 +131,8 @@ def load(cfg: DictConfig) -> Found:
                 pool_curves(part, mode, seed=cfg.seed, draws=cfg.majority_draws) for part in (*pool.halves(), pool)
             ]
             curves[task, mode] = curves_of(*parts, cfg.fit_up_to)
+        if not bare.rethinks(task):
+            continue
         states = bare.states(task)
         middle = states.shape[1] // 2
         for mode in (FIRST, LAST):
@@ -215,7 +221,8 @@ def rate_gate(cfg: DictConfig, found: Found, task: str, role: str = "small") -> 
 
 def usable(cfg: DictConfig, found: Found, role: str = "small") -> tuple[list[str], str]:
     """(tasks whose gate is passed, why the others are left out)."""
-    missed = {task: rate_gate(cfg, found, task, role) for task in cfg.tasks}
+    tasks = [task for task in cfg.tasks if role != "rethinker" or found.rethinks(task)]
+    missed = {task: rate_gate(cfg, found, task, role) for task in tasks}
     return [task for task, why in missed.items() if why is None], "; ".join(why for why in missed.values() if why)
 
 

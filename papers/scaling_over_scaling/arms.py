@@ -60,6 +60,7 @@ def listed(cfg: DictConfig) -> list[Arm]:
     """All arms, those that take longest first."""
     order = [("parallel", "large"), ("sequential", "rethinker"), ("parallel", "small"), ("parallel", "rethinker")]
     arms = [Arm(way, role, task) for way, role in order for task in cfg.tasks]
+    arms = [arm for arm in arms if arm.role != "rethinker" or arm.task in cfg.sequential]
     return [arm for arm in arms if arm.way == "sequential" or cfg.samples[arm.role]]
 
 
@@ -137,7 +138,7 @@ def _of_shared(cfg: DictConfig, task: str, source: str | Path, generate: Callabl
     mark, end = (words.convert_tokens_to_ids(token) for token in (AGAIN, policies.ANSWER_END))
     return Ground(
         rules_of(KINDS[task]), problems, generate, words.batch_decode, prompts,
-        lambda problem, last: [*prompts[problem], *last, mark], [end],
+        lambda problem, last: [*last, mark, *prompts[problem]], [end],
     )  # fmt: skip
 
 
@@ -190,7 +191,7 @@ def run_arm(given: tuple[DictConfig, Arm]) -> dict[str, Any]:
     cfg, arm = given
     own = ground(cfg, arm.task, arm.role)
     rows = _parallel(cfg, arm, own) if arm.way == "parallel" else _sequential(cfg, arm, own)
-    if arm.way == "parallel" and arm.role == "small" and cfg.reward and arm.task in KINDS:
+    if arm.way == "parallel" and arm.role == "small" and cfg.reward and arm.task in cfg.scored:
         _score(cfg, own, KINDS[arm.task], rows)
     head = {"arm": arm.name, "task": arm.task}
     pools = [head | row for row in _pools(own, rows)]

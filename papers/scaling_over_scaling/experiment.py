@@ -16,7 +16,7 @@ def train(cfg: DictConfig) -> None:
     from common.workers import run_jobs
     from papers.scaling_over_scaling import training
 
-    names = sorted({cfg.grounds[task].rethinker for task in cfg.tasks} - {None})
+    names = sorted({cfg.grounds[task].rethinker for task in cfg.sequential} - {None})
     rows = run_jobs(training.train_one, [(cfg, name) for name in names], min(cfg.workers, max(1, len(names))))
     for row in rows:
         print(json.dumps(row), flush=True)
@@ -80,6 +80,9 @@ def check(cfg: DictConfig) -> None:
         raise ValueError(
             f"allocation={dict(own)}: needs 1 <= pilot <= most <= samples.small={small}, votes and orders at least 1"
         )
+    for name in ("sequential", "scored"):
+        if unknown := sorted(set(cfg[name]) - set(cfg.tasks)):
+            raise ValueError(f"{name}={list(cfg[name])}: {', '.join(unknown)} not in tasks={list(cfg.tasks)}")
     if cfg.problems < 1 or cfg.problems * min(len(cfg.grounds[task].bins) for task in cfg.tasks) < 2:
         raise ValueError(f"problems={cfg.problems}: a task needs at least 2 problems")
 

@@ -46,14 +46,17 @@ def _accuracy(cfg: DictConfig, report: Report, found: Found) -> None:
     fig, axes = plt.subplots(2, len(cfg.tasks), figsize=(9.2, 5.6), sharey="col", squeeze=False)
     for (above, below), task in zip(axes.T, cfg.tasks, strict=True):
         _samples(above, cfg, found, task, epsilon)
-        _chains(below, cfg, found, task, epsilon)
+        if found.rethinks(task):
+            _chains(below, cfg, found, task, epsilon)
+        else:
+            below.axis("off")
         above.set_title(task.replace("_", " "), fontsize=9)
         above.set(xlabel="N samples", ylim=(0, 1.02))
         below.set(xlabel="N answers, one after another", ylim=(0, 1.02))
     for row in axes:
         row[0].set_ylabel("accuracy")
     handles: dict[str, Any] = {}
-    for axis in axes[:, 0]:
+    for axis in axes.flat:
         handles |= dict(zip(*axis.get_legend_handles_labels()[::-1], strict=True))
     fig.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=3, fontsize=8)
     report.figure(
@@ -160,11 +163,12 @@ def _pareto(cfg: DictConfig, report: Report, found: Found) -> None:
                 each * np.array(budgets), seen[[n - 1 for n in budgets]], color=colours[mode], marker=MARKS[mode], ms=4,
                 label=SHOWN[mode],
             )  # fmt: skip
-        chains, shape = found.pools[task, "sequential rethinker"], found.states(task).shape
-        spent = (chains.tokens + chains.read).reshape(shape).mean((0, 1)).cumsum()
-        for mode in (FIRST, LAST):
-            seen = found.curves[task, mode].whole.mean(0)
-            axis.plot(spent, seen, color=colours[mode], marker=MARKS[mode], ms=4, label=SHOWN[mode])
+        if found.rethinks(task):
+            chains, shape = found.pools[task, "sequential rethinker"], found.states(task).shape
+            spent = (chains.tokens + chains.read).reshape(shape).mean((0, 1)).cumsum()
+            for mode in (FIRST, LAST):
+                seen = found.curves[task, mode].whole.mean(0)
+                axis.plot(spent, seen, color=colours[mode], marker=MARKS[mode], ms=4, label=SHOWN[mode])
         axis.axhline(
             found.pool(task, "large").right.mean(), color="0.4", ls="--", lw=1, label="large model, one answer"
         )

@@ -94,6 +94,8 @@ def accuracy_rows(cfg: DictConfig, found: Found) -> list[dict[str, Any]]:
                 curve = found.curves[task, mode].whole if role == "small" else _large(cfg, pool, mode)
                 for n in (n for n in cfg.budgets if n <= curve.shape[1]):
                     add(role, task, mode, n, curve[:, n - 1], n * pool.tokens.mean())
+        if not found.rethinks(task):
+            continue
         states, chains = found.states(task), found.pools[task, "sequential rethinker"]
         spent = chains.tokens.reshape(states.shape).mean((0, 1)).cumsum()
         for mode in (FIRST, LAST):
@@ -110,7 +112,7 @@ def _large(cfg: DictConfig, pool: Pool, mode: str) -> np.ndarray:
 def law_rows(cfg: DictConfig, found: Found) -> list[dict[str, Any]]:
     rows = []
     for task in cfg.tasks:
-        for mode in (*found.modes(task), FIRST):
+        for mode in (*found.modes(task), *([FIRST] if found.rethinks(task) else [])):
             law = found.curves[task, mode].law
             row: dict[str, Any] = {"task": task, "mode": mode, "p": law.p, "F_max": law.ceiling}
             row |= {f"N*({epsilon:g})": found.curves[task, mode].predicted(epsilon) for epsilon in cfg.epsilons}
@@ -120,6 +122,8 @@ def law_rows(cfg: DictConfig, found: Found) -> list[dict[str, Any]]:
                     if isinstance(fitted, BetaBinomial):
                         row |= {f"{name} a": fitted.a, f"{name} b": fitted.b, f"{name} hopeless": fitted.hopeless}
             rows.append(row)
+        if not found.rethinks(task):
+            continue
         chain = analysis.leaky(found, task)
         total = chain.p01 + chain.p10
         row = {"task": task, "mode": LAST, "mend": chain.p01, "spoil": chain.p10, "start": chain.start}
@@ -141,7 +145,7 @@ def bins_of(cfg: DictConfig, problems: int) -> list[np.ndarray]:
 def saturation_rows(cfg: DictConfig, found: Found) -> list[dict[str, Any]]:
     rows = []
     for task in cfg.tasks:
-        for mode in (*found.modes(task), FIRST):
+        for mode in (*found.modes(task), *([FIRST] if found.rethinks(task) else [])):
             whole = found.curves[task, mode]
             parts = {"all": whole}
             bins = bins_of(cfg, len(whole.pilot))
@@ -213,6 +217,8 @@ def held_out_rows(cfg: DictConfig, found: Found) -> list[dict[str, Any]]:
         for name, law in _laws(cfg, found, task).items():
             row = {"task": task, "mode": HIT, "law": name, "log_likelihood": log_likelihood(law, counts, n)}
             rows.append(row | _errors(law, seen, samples))
+        if not found.rethinks(task):
+            continue
         for mode, law, offset in (
             (FIRST, found.curves[task, FIRST].law, 0), (LAST, analysis.leaky(found, task), 1),
         ):  # fmt: skip

@@ -1,6 +1,6 @@
 """The rethinking models: a shared reasoner that learns to answer again after its own last answer.
 
-A row is problem, last answer, `?`, new answer; only the new answer has a loss. Last answers are samples of the reasoner
+A row is last answer, `?`, problem, new answer; only the new answer has a loss. Last answers are samples of the reasoner
 itself, most of them wrong; the new one is the problem's gold reasoning, but a last answer that is right is kept.
 A share of the rows is a problem and its first answer alone, so that the model does not forget how to begin.
 """
@@ -100,11 +100,11 @@ def example(
     last: str | None = None,
     verify: Callable[[Problem, str], bool] | None = None,
 ) -> Example:
-    """A training row: a problem and its gold answer; with a last answer, that and `?` between them. A last answer that
+    """A training row: a problem and its gold answer; with a last answer, that and `?` in front. A last answer that
     `verify` takes is its own next answer."""
     from common.training.data import Example
 
-    before = problem.prompt if last is None else f"{problem.prompt}{last}{AGAIN}"
+    before = problem.prompt if last is None else f"{last}{AGAIN}{problem.prompt}"
     after = last if last is not None and verify is not None and verify(problem, last) else problem.answer
     prompt, answer = (words(text)["input_ids"] for text in (before, after))
     return Example([*prompt, *answer], len(prompt))

@@ -36,7 +36,8 @@ def judge(cfg: DictConfig, report: Report, found: Found) -> None:
         report.note(f"Left out: {'; '.join(why for why in (missed, missed_chains) if why)}.")
     for task in cfg.tasks:
         report.metric(f"p of one sample, {task}", float(found.pool(task).right.mean()))
-        report.metric(f"chance to mend, {task}", analysis.leaky(found, task).p01)
+        if found.rethinks(task):
+            report.metric(f"chance to mend, {task}", analysis.leaky(found, task).p01)
     _saturates(cfg, report, found, tasks, chained)
     _predicts(cfg, report, found, tasks, chained)
     for id_, reason in (("c1", missed), ("c2", missed)):

@@ -172,8 +172,10 @@ def test_laws_see_no_more_than_up_to():
     curve = method.hit_curves(right.sum(1), 32, range(1, 9))
     assert laws["geometric"] == method.fit_curve(curve)
     n = np.arange(1, 9)
-    assert np.abs(laws["geometric"](n) - curve.mean(0)).max() < 0.02
-    assert np.abs(laws["beta-binomial"](n) - curve.mean(0)).max() < 0.03
+    misses = {name: np.abs(law(n) - curve.mean(0)).max() for name, law in laws.items()}
+    assert (
+        misses["beta-binomial"] < misses["geometric"] < 0.05
+    )  # the geometric law misses unequal problems where it was fitted
 
 
 def test_unequal_problems_saturate_later_than_the_geometric_law_says():
@@ -247,10 +249,10 @@ def test_a_training_row_teaches_the_new_answer_alone():
     wrong = problem.answer.replace(f"#{problem.result}", f"#{(int(problem.result) + 1) % 10}")
     verify = policies.VERIFY["chain"]
     row = training.example(words, problem, wrong, verify)
-    assert words.decode(row.ids[: row.prompt_tokens]) == f"{problem.prompt}{wrong}?"
+    assert words.decode(row.ids[: row.prompt_tokens]) == f"{wrong}?{problem.prompt}"
     assert words.decode(row.ids[row.prompt_tokens :]) == problem.answer
     lucky = f"#{problem.result}$"  # right without a step: kept as it is
-    assert words.decode(training.example(words, problem, lucky, verify).ids).endswith(f"{lucky}?{lucky}")
+    assert words.decode(training.example(words, problem, lucky, verify).ids) == f"{lucky}?{problem.prompt}{lucky}"
     plain = training.example(words, problem)
     assert words.decode(plain.ids) == problem.prompt + problem.answer
     assert words.decode(plain.ids[: plain.prompt_tokens]) == problem.prompt

@@ -66,8 +66,9 @@ def test_records_count_what_was_read_and_written(written):
         assert own["right"].sum() == group["correct"].sum()
         assert (own["truncated"] <= own["answers"]).all()
         assert own["distinct"].between(1, own["answers"]).all()
-    assert rows[rows["arm"] == "parallel small"]["score"].between(0, 1).all()
-    assert rows[rows["arm"] != "parallel small"]["score"].isna().all()
+    scored = (rows["arm"] == "parallel small") & rows["task"].isin(list(cfg.scored))
+    assert rows[scored]["score"].between(0, 1).all()
+    assert rows[~scored]["score"].isna().all()
     chains = rows[rows["arm"] == "sequential rethinker"]
     for _, group in chains.groupby(["task", "problem_id"]):
         of = group.sort_values("sample_id").reset_index(drop=True)
@@ -80,7 +81,7 @@ def test_records_count_what_was_read_and_written(written):
 
 @pytest.mark.slow
 def test_two_workers_write_the_same(root, written, tmp_path):
-    given = [*SMOKE, "tasks=[countdown]", f"reasoners={root}/artifacts/smoke/reasoners"]
+    given = [*SMOKE, "tasks=[countdown]", "sequential=[countdown]", f"reasoners={root}/artifacts/smoke/reasoners"]
     given.append(f"artifacts={root}/artifacts/smoke/{SLUG}")
     columns = ["arm", "problem_id", "sample_id", "prompt_tokens", "output_tokens", "answer", "correct"]
     tables = []
@@ -117,7 +118,7 @@ def _answered(task: str, rates: np.ndarray, large: float, mend: float, spoil: fl
         for arm, n, chance in (("small", 64, p), ("large", 8, large)):
             for sample, right in enumerate(random.random(n) < chance):
                 add(f"parallel {arm}", problem, sample, bool(right))
-        for chain in range(4):
+        for chain in range(4 if task != "long_chain" else 0):
             right = random.random() < p
             for round_ in range(13):
                 add("sequential rethinker", problem, 13 * chain + round_, bool(right))
@@ -134,7 +135,7 @@ def test_verdicts_follow_the_answers(root, written, alike):
     rows = []
     for task in ("chain", "long_chain", "countdown"):
         rates = np.where(random.random(100) < 0.8, 0.3, 0.0) if alike else random.beta(0.15, 0.6, 100)
-        rows += _answered(task, rates, 0.5 if alike else 0.999, 0.3 if alike else 0.02, 0.0)
+        rows += _answered(task, rates, 0.5 if alike else 0.999, 0.6 if alike else 0.02, 0.0)
     frame = records.frame(rows, paper=SLUG, profile="smoke", seed=0, discarded_tokens=0)
     records.write(written / "records.parquet", frame)
     (written / "gates.json").write_text(json.dumps(dict.fromkeys(json.loads(kept["gates.json"]), "no judge")))
@@ -146,12 +147,12 @@ def test_verdicts_follow_the_answers(root, written, alike):
     claims = json.loads((Path(out) / "claims.json").read_text())
     parallel = [part for name, part in claims["c2"]["measured"].items() if name.startswith("parallel")]
     if alike:
-        assert claims["c1"]["verdict"] == claims["c4"]["verdict"] == claims["c6"]["verdict"] == "reproduced", claims
-        assert parallel[0]["value"] < 0.03
+        assert claims["c1"]["verdict"] == claims["c6"]["verdict"] == "reproduced", claims
+        assert parallel[0]["value"] < 0.02
         assert claims["c7"]["verdict"] != "reproduced"  # equal problems differ by luck alone
     else:
         assert claims["c1"]["verdict"] == claims["c6"]["verdict"] == "not reproduced", claims
-        assert parallel[0]["value"] > 0.03
+        assert parallel[0]["value"] > 0.02
         assert claims["c7"]["measured"]["Spearman correlation over problems"]["value"] > 0.3
     table = pd.read_csv(Path(out) / "tables" / "held_out.csv")
     hit = table[table["mode"] == "hit@N"].groupby("law")["log_likelihood"].sum()
@@ -211,6 +212,7 @@ def test_the_paper_profile_asks_checkpoints_of_the_hub(checkpoint, tmp_path, mon
         (["epsilons=[0.0]"], r"epsilons=\[0.0\] must lie in \(0, 1\)"),
         (["allocation.pilot=65"], "1 <= pilot <= most <= samples.small=64"),
         (["problems=0"], "a task needs at least 2 problems"),
+        (["sequential=[sudoku]"], r"sequential=\['sudoku'\]: sudoku not in tasks="),
     ],
 )
 def test_settings_out_of_range_are_named_before_any_model_is_loaded(words, message):
