@@ -134,7 +134,7 @@ def _saturation(cfg: DictConfig, report: Report, found: Found) -> None:
                 row["predicted"], row["observed"], mark, ms=7 if filled == "none" else 5, mfc=filled,
                 mec=colours[row["task"]], mew=1.2,
             )  # fmt: skip
-    axes[1].set_title(f"a mark is a bin, an open one a task: {SHOWN[HIT]} (o), rethinking (^)", fontsize=8)
+    axes[1].set_title("a mark is a bin, an open one a whole task; triangles: rethinking", fontsize=9)
     for axis in axes:
         top = max(most, *axis.get_xlim(), *axis.get_ylim()) * 1.02
         axis.plot([0, top], [0, top], color="0.5", lw=1, ls="--", zorder=0)
@@ -150,6 +150,7 @@ def _saturation(cfg: DictConfig, report: Report, found: Found) -> None:
 
 def _pareto(cfg: DictConfig, report: Report, found: Found) -> None:
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator, ScalarFormatter
 
     colours = _colours()
     fig, axes = plt.subplots(1, len(cfg.tasks), figsize=(9.2, 3.6), squeeze=False)
@@ -172,7 +173,10 @@ def _pareto(cfg: DictConfig, report: Report, found: Found) -> None:
         axis.axhline(
             found.pool(task, "large").right.mean(), color="0.4", ls="--", lw=1, label="large model, one answer"
         )
-        axis.set(xscale="log", xlabel="tokens read and generated a problem", ylim=(0, 1.02))
+        axis.set(xscale="log", xlabel="tokens a problem", ylim=(0, 1.02))
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        axis.xaxis.set_major_formatter(ScalarFormatter())
+        axis.minorticks_off()
         axis.set_title(task.replace("_", " "), fontsize=9)
     axes[0, 0].set_ylabel("accuracy")
     handles: dict[str, Any] = {}
@@ -181,6 +185,6 @@ def _pareto(cfg: DictConfig, report: Report, found: Found) -> None:
     fig.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=3, fontsize=8)
     report.figure(
         "pareto", fig, "Accuracy against tokens",
-        "Rethinking reads the problem and the last answer again in each round: a round costs more than a sample. "
+        "Tokens read and generated. Rethinking reads the last answer and the problem again in each round. "
         "hit@N and the first success know which answer is right; majority, best-of-N and the last answer do not.",
     )  # fmt: skip
