@@ -134,7 +134,7 @@ def _saturation(cfg: DictConfig, report: Report, found: Found) -> None:
                 row["predicted"], row["observed"], mark, ms=7 if filled == "none" else 5, mfc=filled,
                 mec=colours[row["task"]], mew=1.2,
             )  # fmt: skip
-    axes[1].set_title("a mark is a bin, an open one a whole task; triangles: rethinking", fontsize=9)
+    axes[1].set_title("by bin; open: whole task; triangles: rethinking", fontsize=9)
     for axis in axes:
         top = max(most, *axis.get_xlim(), *axis.get_ylim()) * 1.02
         axis.plot([0, top], [0, top], color="0.5", lw=1, ls="--", zorder=0)
