@@ -156,7 +156,7 @@ def test_verdicts_follow_the_answers(root, written, alike):
         assert claims["c7"]["measured"]["Spearman correlation over problems"]["value"] > 0.3
     table = pd.read_csv(Path(out) / "tables" / "held_out.csv")
     hit = table[table["mode"] == "hit@N"].groupby("law")["log_likelihood"].sum()
-    assert (hit["beta-binomial"] > hit["geometric"]) is (not alike)
+    assert bool(hit["beta-binomial"] > hit["geometric"]) is (not alike)
     allocation = pd.read_csv(Path(out) / "tables" / "allocation.csv")
     fixed = allocation[allocation["rule"] == "fixed N = 64"]
     assert (fixed["answers"] == 64).all()
@@ -193,7 +193,7 @@ def test_the_paper_profile_asks_checkpoints_of_the_hub(checkpoint, tmp_path, mon
     (first,), last = own.decode([own.first[0]]), own.decode([own.again(0, own.first[1])])[0]
     assert cfg.told.first in first
     assert cfg.told.again in last
-    assert "2+1" in last  # what stood for its last answer
+    assert own.problems[1].prompt in last  # what stood for its last answer
 
 
 @pytest.mark.parametrize(
