@@ -90,7 +90,9 @@ def _chains(axis: Axes, cfg: DictConfig, found: Found, task: str, epsilon: float
     smooth = np.linspace(1, length, 100)
     axis.axvspan(1, min(cfg.fit_up_to, length), color="0.93", lw=0)
     axis.plot(smooth, found.curves[task, FIRST].law(smooth), color=colours[FIRST], lw=1.2)
-    axis.plot(smooth, analysis.leaky(found, task)(smooth - 1), color=colours[LAST], lw=1.2, label="leaky chain")
+    leaky = analysis.leaky(found, task)
+    at = smooth if leaky.p01 + leaky.p10 <= 1 else numbers  # beyond 1 it alternates and has no value between rounds
+    axis.plot(at, leaky(at - 1), color=colours[LAST], lw=1.2, label="leaky chain")
     for mode in (FIRST, LAST):
         seen = found.curves[task, mode].evaluation.mean(0)
         axis.plot(numbers, seen, MARKS[mode], color=colours[mode], ms=4, label=SHOWN[mode])
