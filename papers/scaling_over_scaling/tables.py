@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from common.costs.catalogue import Transformer
 from common.costs.idealized_runtime import dollars
+from common.costs.per_answer import report_costs
 from common.costs.saturation import BetaBinomial, Geometric, log_likelihood
 from papers.scaling_over_scaling import analysis, method
 from papers.scaling_over_scaling.analysis import FIRST, HIT, LAST, MAJORITY, Found, Pool
@@ -69,6 +73,9 @@ def write(cfg: DictConfig, report: Report, found: Found) -> None:
     }  # fmt: skip
     for id_, (title, rows, note) in made.items():
         report.table(id_, pd.DataFrame(rows), title, note)
+    models = json.loads((Path(cfg.artifacts) / "infer" / "models.json").read_text())
+    sizes = {m["arm"]: Transformer(**m["sizes"]) for m in models}  # an arm's model has one shape on all tasks
+    report_costs(report, sizes.__getitem__)
 
 
 def closed_form() -> list[dict[str, Any]]:

@@ -293,7 +293,8 @@ def test_records_of_the_paper_are_read_where_they_are(root, tmp_path):
     place = tmp_path / "cost_of_pass" / "GSM8K" / "VanillaPromptMethod" / "MathMatch_records"
     place.mkdir(parents=True)
     pd.DataFrame(rows).to_parquet(place / "dataset.parquet")
-    given = ["profile=smoke", f"data_root={tmp_path}", f"artifacts={root}/artifacts/smoke/{SLUG}"]
+    made = f"{root}/artifacts/smoke"
+    given = ["profile=smoke", f"data_root={tmp_path}", f"artifacts={made}/{SLUG}", f"reasoners={made}/reasoners"]
     out = run(SLUG, "figures", given, root=tmp_path, tracked=False)
     table = pd.read_csv(out / "tables" / "t3_public.csv")
     assert table["usd"].tolist() == pytest.approx([2 * (1e-5 + 1e-3), 2 * (1e-5 + 2e-3)])

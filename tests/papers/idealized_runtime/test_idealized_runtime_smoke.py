@@ -70,7 +70,8 @@ def test_with_the_logs_every_published_number_is_there(root: Path, results: Path
     if sources.offline_origin(LOG) == "embedded":
         pytest.skip("the released logs are not here")
     (tmp_path / "artifacts" / "smoke" / SLUG).mkdir(parents=True)
-    (tmp_path / "artifacts" / "smoke" / SLUG / "infer").symlink_to(root / "artifacts" / "smoke" / SLUG / "infer")
+    for folder in (f"{SLUG}/infer", "reasoners"):
+        (tmp_path / "artifacts" / "smoke" / folder).symlink_to(root / "artifacts" / "smoke" / folder)
     for stage in ("data", "figures"):
         out = run(SLUG, stage, ["profile=smoke", "device=cpu"], root=tmp_path)
     claims = json.loads((out / "claims.json").read_text())
