@@ -24,9 +24,10 @@ class Strict(BaseModel):
 
 
 class Source(Strict):
-    """Where a fact comes from. `secondary`: a page about the paper; `memory`: not seen while this was written."""
+    """Where a fact comes from. `secondary`: a page about the paper; `memory`: not seen while this was written;
+    `recomputed`: by us, from the paper's formulas or released files, apart from the code under test."""
 
-    kind: Literal["paper", "code", "secondary", "memory"]
+    kind: Literal["paper", "code", "secondary", "memory", "recomputed"]
     where: str
 
 
@@ -65,6 +66,9 @@ class Claim(Strict):
 
 
 class Table(Strict):
+    """A table as it was reported. constants: of the paper or its code, which are in use here and need no regenerating;
+    they are shown and count as nothing."""
+
     id: str
     title: str
     source: Source
@@ -72,6 +76,7 @@ class Table(Strict):
     columns: tuple[str, ...]
     rows: tuple[tuple[Any, ...], ...]
     regenerate: str = ""
+    constants: bool = False
 
     @model_validator(mode="after")
     def _rows_fit_columns(self) -> Table:

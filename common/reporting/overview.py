@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,12 +40,16 @@ def pairs(table: Table, frame: pd.DataFrame) -> list[tuple[float, float]]:
     for column in told.columns.difference(keys):
         own = f"{column}|own"
         if own in found and pd.api.types.is_numeric_dtype(found[own]):
-            values += [(float(a), float(b)) for a, b in zip(found[column], found[own], strict=True)]
+            both = [(float(a), float(b)) for a, b in zip(found[column], found[own], strict=True)]
+            values += [pair for pair in both if math.isfinite(pair[0]) and math.isfinite(pair[1])]
     return values
 
 
 def collect(root: Path, profile: str) -> dict[str, list[tuple[float, float]]]:
-    """Paper -> pairs of its tables on the paper's own quantities (basis `same`: others are not comparable in value)."""
+    """Paper -> pairs of its tables on the paper's own quantities (basis `same`: others are not comparable in value).
+
+    Constants, and tables that we recomputed beforehand and nobody reported, are left out.
+    """
     import pandas as pd
 
     values: dict[str, list[tuple[float, float]]] = {}
@@ -53,8 +58,10 @@ def collect(root: Path, profile: str) -> dict[str, list[tuple[float, float]]]:
         listed = json.loads(path.read_text())["contents"]["tables"]
         own: list[tuple[float, float]] = []
         for entry in listed:
-            if entry["id"] in tables and tables[entry["id"]].basis == "same":
-                own += pairs(tables[entry["id"]], pd.read_csv(path.parent / "tables" / f"{entry['id']}.csv"))
+            table = tables.get(entry["id"])
+            of_paper = table and table.source.kind != "recomputed" and not table.constants
+            if table and of_paper and table.basis == "same":
+                own += pairs(table, pd.read_csv(path.parent / "tables" / f"{entry['id']}.csv"))
         if own:
             values[path.parent.name] = own
     return values

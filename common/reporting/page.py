@@ -105,7 +105,8 @@ def paper_page(results: Path, reported: Reported) -> str:
             table = tables[entry["id"]]
             lines += [f"Reported ({table.source.kind}: {table.source.where}):", ""]
             lines += [markdown_table(list(table.columns), [list(row) for row in table.rows]), ""]
-            lines += [f"Reproduced (basis: {table.basis}):", ""]
+            used = "Constants, as they are in use here:"
+            lines += [used if table.constants else f"Reproduced (basis: {table.basis}):", ""]
         lines += [markdown_table(columns, rows[:MAX_ROWS])]
         if len(rows) > MAX_ROWS:
             lines += ["", f"First {MAX_ROWS} of {len(rows)} rows; all are in `tables/{entry['id']}.csv`."]
@@ -180,13 +181,14 @@ def scoreboard_rows(results: Path) -> list[dict[str, Any]]:
             for verdict in VERDICTS
         }
         reported = load(ROOT / "papers" / path.parent.name / "reported.yaml")
-        regenerated = sum(entry["reported"] for entry in provenance["contents"]["tables"])
+        told = {table.id for table in reported.tables if not table.constants}
+        regenerated = sum(entry["id"] in told for entry in provenance["contents"]["tables"])
         rows.append(
             {
                 "paper": path.parent.name,
                 "title": reported.title,
                 "counts": counts,
-                "tables": f"{regenerated}/{len(reported.tables)}",
+                "tables": f"{regenerated}/{len(told)}",
                 "seconds": sum(provenance["seconds"].values()),
                 "substitutes": any(s["origin"] == "embedded" and s["sha256"] is None for s in provenance["sources"]),
                 "intervals": interval_parts(json.loads(path.read_text())),

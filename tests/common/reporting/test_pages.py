@@ -111,6 +111,35 @@ def test_pairs_are_matched_by_text_columns_and_only_on_the_papers_own_quantities
     assert sorted(overview.collect(root, "cpu")["demo"]) == [(1, 1), (2, 3), (4, 4.02), (10, 10)]
 
 
+def test_a_table_that_we_recomputed_has_no_pairs(root):
+    path = root / "papers/demo/reported.yaml"
+    told = yaml.safe_load(path.read_text())
+    for table in told["tables"]:
+        table["source"]["kind"] = "recomputed"
+    path.write_text(yaml.safe_dump(told))
+    assert "demo" not in overview.collect(root, "cpu")
+
+
+def test_constants_are_shown_and_count_as_nothing(root):
+    path = root / "papers/demo/reported.yaml"
+    told = yaml.safe_load(path.read_text())
+    before = {row["paper"]: row["tables"] for row in page.scoreboard_rows(root / "results/cpu")}["demo"]
+    told["tables"][0]["constants"] = True
+    path.write_text(yaml.safe_dump(told))
+    after = {row["paper"]: row["tables"] for row in page.scoreboard_rows(root / "results/cpu")}["demo"]
+    assert [int(n) for n in before.split("/")] == [int(n) + 1 for n in after.split("/")]
+    page.build("cpu")
+    assert "Constants, as they are in use here:" in (root / "results/cpu/demo/REPORT.md").read_text()
+
+
+def test_an_infinite_value_has_no_place_in_the_picture():
+    table = Table.model_validate(
+        REPORTED["tables"][0] | {"columns": ["model", "speed"], "rows": [["a", 2.0], ["b", float("inf")]]}
+    )
+    frame = pd.DataFrame({"model": ["a", "b"], "speed": [2.0, float("inf")]})
+    assert overview.pairs(table, frame) == [(2.0, 2.0)]
+
+
 @pytest.mark.parametrize(
     "frame",
     [
