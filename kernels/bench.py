@@ -28,14 +28,14 @@ from kernels.bench_cases import CASES, Case, Squeezed, linear_cases, normal, sdp
 if TYPE_CHECKING:
     import pandas as pd
 
-RESULTS = Path(__file__).resolve().parents[1] / "results" / "gpu" / "kernels.csv"
+RESULTS = roofline.GPU_RESULTS
 COLD_BYTES = 200e6  # what the copies of an input make up at least: over three times the L2 cache of an H200
 
 # What `gpu_table` measures: shapes of each kind of CASES; side: of the matrices whose product gives a ceiling.
 GPU_SHAPES: dict[str, Any] = {
     "head_dim": 128,
     "tree": [(1, 32, h, t, c) for h in (32, 8) for t in (1, 64) for c in (4096, 32768, 131072)],
-    "squeezed": [(32, h, n) for h in (32, 8) for n in (8192, 32768, 131072, 524288)],
+    "squeezed": [(query, h, n) for query, h, *_ in roofline.MODELS.values() for n in roofline.KEYS],
     "linear": [
         (rows, channels, batch)
         for rows, channels in ((4096, 4096), (11008, 4096), (4096, 11008), (8192, 28672), (28672, 8192))

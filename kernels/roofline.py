@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kernels import centroid_scores, compact_indices, merge_partials, sparse_attention, tree_attention, w24_gemv
@@ -22,6 +23,24 @@ MODELS = {
     "Llama-2-70B": (64, 8, 8192, 28672),
 }
 KEYS = tuple(1 << n for n in range(13, 20))  # 8K to 512K
+GPU_RESULTS = Path(__file__).resolve().parents[1] / "results" / "gpu" / "kernels.csv"  # `make bench-gpu` writes it
+NOT_MEASURED = "not measured"
+
+
+def measured_us(kernel: str, shape: str, baseline: str, path: Path = GPU_RESULTS) -> tuple[float | str, float | str]:
+    """Median microseconds of (baseline, kernel) at the shape that begins so, on the GPU of `path`; NOT_MEASURED for a
+    shape that is not in it, and where there is no such file."""
+    import pandas as pd
+
+    if not path.exists():
+        return NOT_MEASURED, NOT_MEASURED
+    table = pd.read_csv(path)
+    found = table[
+        (table["kernel"] == kernel) & (table["baseline"] == baseline) & table["shape"].str.startswith(f"{shape} ")
+    ]
+    if found.empty:
+        return NOT_MEASURED, NOT_MEASURED
+    return float(found["baseline_us"].iloc[0]), float(found["median_us"].iloc[0])
 
 
 def squeezed_cost(
@@ -50,8 +69,8 @@ def attention_table(
 ) -> pd.DataFrame:
     """A layer's attention in one decode step of batch 1 in fp16: a row for each model and number of keys.
 
-    Microseconds of full attention and of Squeezed Attention that keeps a share `kept` of the keys, and the bound of the
-    speed-up that follows.
+    Microseconds of full attention and of Squeezed Attention that keeps a share `kept` of the keys, the bound of the
+    speed-up that follows, and what a GPU took (`measured_us`; of kept = 0.1).
     """
     import pandas as pd
 
@@ -62,6 +81,10 @@ def attention_table(
             full = tree_attention.cost(1, query_heads, heads, 1, keys - 1, head_dim)
             squeezed = squeezed_cost(query_heads, heads, keys, head_dim, kept, clusters)
             times = [cost.seconds(bytes_per_second, flops_per_second) for cost in (full, squeezed)]
+            on_gpu = measured_us(
+                "squeezed attention, one step", f"Hq={query_heads} Hkv={heads} N={keys} D={head_dim}",
+                "SDPA on the full cache",
+            )  # fmt: skip
             rows.append(
                 {
                     "model": model,
@@ -71,6 +94,8 @@ def attention_table(
                     "full_us": 1e6 * times[0],
                     "squeezed_us": 1e6 * times[1],
                     "speedup_bound": times[0] / times[1],
+                    "full_measured_us": on_gpu[0],
+                    "squeezed_measured_us": on_gpu[1],
                 }
             )
     return pd.DataFrame(rows)
@@ -98,6 +123,7 @@ def weights_table(
             packed = f24_bytes(out, into // STRIPE - four, four)
             costs = [w24_gemv.cost(batch, size, out, into) for size in (2 * out * into, packed)]
             times = [cost.seconds(bytes_per_second, flops_per_second) for cost in costs]
+            on_gpu = measured_us("w24_gemv V3", f"OC={out} IC={into} B={batch}", "F.linear")
             rows.append(
                 {
                     "model": model,
@@ -108,6 +134,8 @@ def weights_table(
                     "fp16_us": 1e6 * times[0],
                     "f24_us": 1e6 * times[1],
                     "speedup_bound": times[0] / times[1],
+                    "fp16_measured_us": on_gpu[0],
+                    "f24_measured_us": on_gpu[1],
                 }
             )
     return pd.DataFrame(rows)

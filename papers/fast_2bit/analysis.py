@@ -157,7 +157,8 @@ def tables(cfg: DictConfig, report: Report, found: Found) -> None:
     report.table("ranges", _ranges(found), "Width of stripes over the median of their matrix")
     report.table(
         "traffic", _traffic(cfg.headline), "What a product reads, and the bound of the speed-up that follows",
-        note="Batch 1, 4.3 TB/s. decode_mops: AND and conversion, one each a weight, beside one fused multiply-add.",
+        note="Batch 1, 4.3 TB/s. decode_mops: AND and conversion, one each a weight, beside one fused multiply-add. "
+        "measured: on a GPU, by `make bench-gpu`.",
     )  # fmt: skip
     report.table(
         "cost", _cost(cfg.headline), "GPUs that hold the weights, and bounds on cost",

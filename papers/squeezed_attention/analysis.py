@@ -149,7 +149,7 @@ def tables(cfg: DictConfig, report: Report, found: Found) -> None:
         "bytes", attention_table(kept=1 - cfg.ablation.sparsity, clusters=cfg.clusters),
         "What a decode step of one layer must read, and the bound of the speed-up",
         note="Closed form of the kernels' costs, fp16, a list for each head of keys; times at the ceilings of an H200 "
-        "(4.3 TB/s, 788 TFLOP/s). Of each head's keys a tenth is kept.",
+        "(4.3 TB/s, 788 TFLOP/s). Of each head's keys a tenth is kept. measured: on a GPU, by `make bench-gpu`.",
     )  # fmt: skip
     model = from_checkpoint(Path(cfg.artifacts) / "train" / "recall", cfg.network)
 

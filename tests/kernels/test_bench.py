@@ -123,6 +123,18 @@ def test_tables_of_the_cpu():
     assert (weights.ratio > 0).all()
 
 
+def test_what_a_gpu_took_stands_beside_the_roofline(tmp_path, monkeypatch):
+    monkeypatch.setattr(roofline.measured_us, "__defaults__", (tmp_path / "kernels.csv",))
+    for table, columns in ((roofline.attention_table(), "full squeezed"), (roofline.weights_table(), "fp16 f24")):
+        assert (table[[f"{name}_measured_us" for name in columns.split()]] == roofline.NOT_MEASURED).all(axis=None)
+    shape = "Hq=32 Hkv=32 N=8192 D=128 kept=0.100"
+    row = {"kernel": "squeezed attention, one step", "shape": shape, "median_us": 9.5, "baseline_us": 40.0}
+    pd.DataFrame([row | {"baseline": "SDPA on the full cache"}]).to_csv(tmp_path / "kernels.csv", index=False)
+    row, other, *_ = roofline.attention_table().itertuples()
+    assert (row.full_measured_us, row.squeezed_measured_us) == (40.0, 9.5)
+    assert other.squeezed_measured_us == roofline.NOT_MEASURED
+
+
 def test_rooflines_of_published_shapes():
     """The sheets' examples: 2.15 GB dense and about 270 MB at 90% sparsity for 131072 keys; F24 5.6 times less."""
     attention = roofline.attention_table()
