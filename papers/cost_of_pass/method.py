@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
-    "Attempts", "attempts", "break_even", "cheapest", "cost_of_pass", "essentialness", "fresh_windows", "frontier",
+    "Attempts", "attempts", "break_even", "cost_of_pass", "essentialness", "fresh_windows", "frontier",
     "gain", "half_life", "load_public", "resampled", "retries", "single", "split_frontier", "stored_windows",
     "tracking", "unsolved_at_most", "values", "vote", "vote_success", "winner_shares", "without",
 ]  # fmt: skip
@@ -93,11 +93,6 @@ def single(data: Attempts, human: float, prior: float = 0.0) -> np.ndarray:
     prior: pseudo-counts of both outcomes, see `values`.
     """
     return np.minimum(values(data, prior), human)
-
-
-def cheapest(of: np.ndarray, members: Sequence[int]) -> float:
-    """The smallest mean over problems among some models. of: [models, problems]."""
-    return float(of[list(members)].mean(1).min())
 
 
 def winner_shares(

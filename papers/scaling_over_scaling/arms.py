@@ -64,16 +64,12 @@ def listed(cfg: DictConfig) -> list[Arm]:
     return [arm for arm in arms if arm.way == "sequential" or cfg.samples[arm.role]]
 
 
+@functools.lru_cache(maxsize=200_000)
 def luck(hand: tuple[int, ...], target: int) -> float:
     """Chance that random valid countdown steps from the numbers at hand, sorted, leave the target alone."""
-    return _luck(hand, target)
-
-
-@functools.lru_cache(maxsize=200_000)
-def _luck(hand: tuple[int, ...], target: int) -> float:
     if len(hand) == 1:
         return float(hand[0] == target)
-    after = [_luck(tuple(sorted(rest)), target) for *_, rest in countdown.moves(list(hand))]
+    after = [luck(tuple(sorted(rest)), target) for *_, rest in countdown.moves(list(hand))]
     return sum(after) / len(after) if after else 0.0
 
 
