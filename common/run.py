@@ -28,6 +28,8 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from common.workers import start_server
+
 ROOT = Path(__file__).resolve().parents[1]
 PROFILES = ("smoke", "cpu", "gpu", "paper")
 SHARED = ("shared", "reasoners")  # folders of common/ whose stages make models that several papers use
@@ -222,6 +224,8 @@ def _stage(cfg: DictConfig, stage: str, target: Path) -> Path:
     partial = target.with_name(f"{target.name}.partial")
     _heal(target)
     _remove(partial)
+    if cfg.get("workers", 1) > 1 and stage in ("train", "infer"):
+        start_server()  # it imports what its processes need while this one imports the paper
     try:
         function = _function(cfg.slug, stage)
         with open_dict(cfg):

@@ -52,6 +52,11 @@ def train_tokenizer(
     )
 
 
+def encode(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of each text, special tokens as `tokenizer(texts)` adds them, and nothing else: in half of its time."""
+    return [encoding.ids for encoding in tokenizer.backend_tokenizer.encode_batch_fast(list(texts))]
+
+
 def word_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
     """Whole numbers, words of lower-case letters and single other characters, each one token if it is in `words`.
 

@@ -250,10 +250,10 @@ def _write_json(path: Path, content: Any) -> None:
 
 
 def _examples(words: PreTrainedTokenizerFast, of: list[Problem]) -> list[Example]:
+    from common.models.tokenizer import encode
     from common.training.data import Example
 
-    prompts = words([problem.prompt for problem in of])["input_ids"]
-    answers = words([problem.answer for problem in of])["input_ids"]
+    prompts, answers = (encode(words, [getattr(problem, name) for problem in of]) for name in ("prompt", "answer"))
     return [Example([*p, *a], len(p)) for p, a in zip(prompts, answers, strict=True)]
 
 

@@ -52,6 +52,7 @@ def _label(cfg: DictConfig, problems: list[Problem], task: str, prefixes: int) -
     import pandas as pd
 
     from common.generation.vllm import backend
+    from common.models.tokenizer import encode as encoded
 
     generate = backend(cfg.backend, Path(cfg.reasoners) / "reasoner_base" / TASKS[task], device=cfg.device)
     words, own = policies.tokenizer(), cfg.rewards
@@ -64,7 +65,7 @@ def _label(cfg: DictConfig, problems: list[Problem], task: str, prefixes: int) -
         for start in range(0, len(texts), ROWS):
             part = texts[start : start + ROWS]
             out = generate(
-                words(part)["input_ids"], limit, do_sample=True, temperature=own.temperature, seed=cfg.seed,
+                encoded(words, part), limit, do_sample=True, temperature=own.temperature, seed=cfg.seed,
                 stop_tokens=[end], streams=range(stream + start, stream + start + len(part)),
             )  # fmt: skip
             ended += words.batch_decode(out.tokens)
@@ -95,11 +96,13 @@ def _label(cfg: DictConfig, problems: list[Problem], task: str, prefixes: int) -
 def encode(labels: pd.DataFrame) -> tuple[list[list[int]], np.ndarray, np.ndarray]:
     """Token ids of each answer with its prompt; of each labelled prefix its answer and the place of its last token, two
     times int64 [prefixes]."""
+    from common.models.tokenizer import encode as encoded
+
     words = policies.tokenizer()
     ends = [words.convert_tokens_to_ids(end) for end in policies.STEP_ENDS]
     groups = labels.groupby(["task", "problem"], sort=True)
     answers = groups[["prompt", "answer"]].first()
-    prompts, texts = (words(list(answers[column]))["input_ids"] for column in ("prompt", "answer"))
+    prompts, texts = (encoded(words, answers[column]) for column in ("prompt", "answer"))
     ids = [[*prompt, *text] for prompt, text in zip(prompts, texts, strict=True)]
     row = groups.ngroup().to_numpy()
     places = [

@@ -65,7 +65,7 @@ def _walk(random: Random, numbers: list[int], backtrack: float) -> tuple[list[st
     hand = list(numbers)
     steps: list[str] = []
     while len(hand) > 1:
-        options = list(moves(hand))
+        options = _moves(tuple(hand))
         if not options:
             return steps, 0
         if steps and random.random() < backtrack and len(options) > 1:
@@ -91,6 +91,11 @@ def moves(hand: list[int]) -> Iterator[tuple[int, str, int, int, list[int]]]:
                 value = apply(a, operator, b)
                 if value is not None:
                     yield a, operator, b, value, [*others, value]
+
+
+@functools.lru_cache(maxsize=200_000)
+def _moves(hand: tuple[int, ...]) -> list[tuple[int, str, int, int, list[int]]]:
+    return list(moves(list(hand)))
 
 
 def apply(a: int, operator: str, b: int) -> int | None:
@@ -163,6 +168,15 @@ def reachable(hand: tuple[int, ...], target: int) -> bool:
     if len(hand) == 1:
         return hand[0] == target
     return any(reachable(tuple(sorted(rest)), target) for *_, rest in moves(list(hand)))
+
+
+@functools.lru_cache(maxsize=200_000)
+def random_walk(hand: tuple[int, ...], target: int) -> float:
+    """The chance that random valid steps from the numbers at hand, sorted, leave the target alone."""
+    if len(hand) == 1:
+        return float(hand[0] == target)
+    after = [random_walk(tuple(sorted(rest)), target) for *_, rest in moves(list(hand))]
+    return sum(after) / len(after) if after else 0.0
 
 
 def result_of(text: str) -> str | None:

@@ -35,13 +35,13 @@ def collate(examples: Sequence[Example], pad_id: int = 0) -> Batch:
     if not examples:
         raise ValueError("a batch needs at least one example")
     length = max(len(example.ids) for example in examples)
-    input_ids = torch.full((len(examples), length), pad_id)
-    labels = torch.full((len(examples), length), IGNORED)
+    ids = np.full((len(examples), length), pad_id)
+    labels = np.full((len(examples), length), IGNORED)
     for row, example in enumerate(examples):
-        ids = torch.tensor(example.ids)
-        input_ids[row, : len(ids)] = ids
-        labels[row, example.prompt_tokens : len(ids)] = ids[example.prompt_tokens :]
-    return Batch(input_ids, labels)
+        start, end = example.prompt_tokens, len(example.ids)
+        ids[row, :end] = example.ids
+        labels[row, start:end] = ids[row, start:end]
+    return Batch(torch.from_numpy(ids), torch.from_numpy(labels))
 
 
 def bucketed(

@@ -15,7 +15,6 @@ With one chain, a guess would be right one time in ten: whoever may repeat it fo
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -183,15 +182,7 @@ def chance_of_a_guess(item: Item) -> float:
     for part in item.parts:
         if part.task == "countdown":
             hand = tuple(sorted(int(number) for number in part.prompt.partition(">")[0].split()))
-            chance *= _random_walk(hand, int(part.result))
+            chance *= countdown.random_walk(hand, int(part.result))
         else:
             chance /= {"add2": 179, "chain": 10, "kb1": VALUES}[part.task]  # sums are 20..198
     return chance
-
-
-@functools.lru_cache(maxsize=200_000)
-def _random_walk(hand: tuple[int, ...], target: int) -> float:
-    if len(hand) == 1:
-        return float(hand[0] == target)
-    after = [tuple(sorted(rest)) for *_, rest in countdown.moves(list(hand))]
-    return sum(_random_walk(rest, target) for rest in after) / len(after) if after else 0.0

@@ -36,14 +36,15 @@ def review_prompt(prompt: list[int], answer: list[int], end: int, mark: int) -> 
 def examples(cfg: DictConfig, words: PreTrainedTokenizerFast, style: str) -> dict[str, list[Example]]:
     """Task -> training examples. A share of the direct ones are reviews: of the right answer, or of one to another
     problem, as often."""
+    from common.models.tokenizer import encode
     from common.training.data import Example
 
     end, mark = (words.convert_tokens_to_ids(token) for token in (END, REVIEW))
     found: dict[str, list[Example]] = {}
     for task, count in cfg.training.problems.items():
         parts = [p for item in items(task, cfg.seed, count, "train", cfg.facts) for p in item.parts]
-        prompts = words([part.prompt for part in parts])["input_ids"]
-        answers = words([gold(part, style) for part in parts])["input_ids"]
+        prompts = encode(words, [part.prompt for part in parts])
+        answers = encode(words, [gold(part, style) for part in parts])
         random, own = Random(f"{cfg.seed}/{task}/reviews"), []
         for prompt, answer in zip(prompts, answers, strict=True):
             if style == DIRECT and random.random() < cfg.training.reviews:

@@ -28,6 +28,7 @@ def _tokenizer() -> PreTrainedTokenizerFast:
 
 def train(cfg: DictConfig) -> None:
     """Writes a folder in hub format for each model of the family, which plays the paper's 17 models."""
+    from common.models.tokenizer import encode
     from common.tasks import exprs
     from common.training.data import Example
     from common.workers import run_jobs
@@ -36,7 +37,7 @@ def train(cfg: DictConfig) -> None:
     problems = exprs.generate(cfg.seed, own.problems)
     for style in STYLES:
         problems += exprs.generate(cfg.seed, round(own.problems * own.styled / 2), style=style)
-    prompts, answers = (words([getattr(p, part) for p in problems])["input_ids"] for part in ("prompt", "answer"))
+    prompts, answers = (encode(words, [getattr(p, part) for p in problems]) for part in ("prompt", "answer"))
     examples = [Example([*p, *a], len(p)) for p, a in zip(prompts, answers, strict=True)]
     names = sorted(cfg.family, key=lambda name: -cfg.family[name].steps * cfg.family[name].hidden_size)  # long first
     run_jobs(_train_member, [(cfg, name, examples) for name in names], cfg.workers)

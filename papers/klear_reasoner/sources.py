@@ -94,6 +94,7 @@ def mixture_of(cfg: DictConfig, arm: str, seed: int) -> list[Problem]:
 def train_student(job: tuple[DictConfig, str, int]) -> list[dict[str, Any]]:
     """Trains one student on a mixture and returns its greedy accuracy on each held-out problem."""
     from common.models.hub import load_model
+    from common.models.tokenizer import encode
     from common.rl.ground import ground
     from common.rl.outcomes import answer_rows
     from common.training.checkpoint import checkpoint_folder
@@ -105,7 +106,7 @@ def train_student(job: tuple[DictConfig, str, int]) -> list[dict[str, Any]]:
     origin = Path(cfg.reasoners) / own.start
     model = load_model(origin, attention="eager").to(cfg.device)
     data = mixture_of(cfg, arm, seed)
-    prompts, answers = (words([getattr(p, name) for p in data])["input_ids"] for name in ("prompt", "answer"))
+    prompts, answers = (encode(words, [getattr(p, name) for p in data]) for name in ("prompt", "answer"))
     examples = [Example([*p, *a], len(p)) for p, a in zip(prompts, answers, strict=True)]
     config = TrainConfig(steps=own.train_steps, learning_rate=own.learning_rate, warmup_steps=10, seed=seed, shards=1)
     settings = [arm, seed, cfg.seed, dict(own)]

@@ -138,8 +138,21 @@ def encode(words: PreTrainedTokenizerBase, text: str) -> list[int]:
     return list(words.encode(text))
 
 
+def unanswered(cfg: DictConfig, words: PreTrainedTokenizerBase, rows: Rows, test: int) -> list[Task]:
+    """Every task with its prompts, `test` of them for the test."""
+    tasks = []
+    for name in cfg.tasks:
+        prompts: dict[str, list[list[int]]] = {"warmup": [], "train": [], "test": []}
+        for row in rows:
+            if row["task"] == name:
+                prompts[row["split"]].append(encode(words, row["prompt"]))
+        prompts["test"] = prompts["test"][:test]
+        tasks.append(Task(name, prompts, {}, cfg.new_tokens, words.eos_token_id))
+    return tasks
+
+
 def ask(cfg: DictConfig, name: str, words: PreTrainedTokenizerBase, rows: Rows, test: int) -> list[Task]:
-    """The model's own greedy answers to the prompts of every task, in batches; `test` test prompts a task.
+    """`unanswered` with the model's own greedy answers to all prompts, in batches.
 
     cfg.backend samples them, from the saved weights: they fill tries and are no part of what is compared.
     """
@@ -148,20 +161,13 @@ def ask(cfg: DictConfig, name: str, words: PreTrainedTokenizerBase, rows: Rows, 
     generate = backend(
         cfg.backend, source(cfg, name), device=cfg.device, dtype=getattr(torch, cfg.dtype), network=cfg.network
     )
-    tasks = []
-    for task_name in cfg.tasks:
-        prompts: dict[str, list[list[int]]] = {"warmup": [], "train": [], "test": []}
-        for row in rows:
-            if row["task"] == task_name:
-                prompts[row["split"]].append(encode(words, row["prompt"]))
-        prompts["test"] = prompts["test"][:test]
-        task = Task(task_name, prompts, {}, cfg.new_tokens, words.eos_token_id)
-        for split, asked in prompts.items():
+    tasks = unanswered(cfg, words, rows, test)
+    for task in tasks:
+        for split, asked in task.prompts.items():
             task.answers[split] = []
             for start in range(0, len(asked), cfg.batch):
                 out = generate(asked[start : start + cfg.batch], cfg.new_tokens, stop_tokens=task.ends)
                 task.answers[split] += [tokens.tolist() for tokens in out.tokens]
-        tasks.append(task)
     return tasks
 
 

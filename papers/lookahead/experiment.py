@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,65 +30,89 @@ def infer(cfg: DictConfig) -> None:
 
     records.parquet has the common schema: a row an answer of `side_by_side`, whose arm is "model, decoder".
     """
-    import torch
-
     from common.generation import records
     from common.models.build import build
+    from common.workers import run_jobs
     from papers.lookahead import measure
-    from papers.lookahead.decoders import ask, choose_sizes, load, load_words, torch_threads, without_collections
+    from papers.lookahead.decoders import load, torch_threads
 
     lines = (Path(cfg.artifacts) / "data" / "prompts.jsonl").read_text().splitlines()
     prompts = [json.loads(line) for line in lines]
-    written: dict[str, list[dict[str, Any]]] = {name: [] for name in ("runs", "samples", "exact", "timing")}
-    main_tasks, main_model = [], None
+    main = cfg.models[0]
+    jobs = [(part, cfg, name, prompts) for name in cfg.models for part in ("compare", "exact")]
+    found = run_jobs(_untimed, jobs, cfg.workers)
+    compared, exact = dict(zip(cfg.models, found[::2], strict=True)), found[1::2]
+    written = {key: [row for of in compared.values() for row in of[key]] for key in ("runs", "samples")}
+    written |= compared[main]["replayed"] | {"exact": [row for rows in exact for row in rows]}
+    (Path(cfg.out) / "example.json").write_text(json.dumps(compared[main]["example"]) + "\n")
+    # From here on nothing runs beside: these are timed.
     with torch_threads(1):  # for every decoder alike; at these sizes a second thread gains nothing
-        for number, name in enumerate(cfg.models):
-            words = load_words(cfg, name)
-            tasks = ask(cfg, name, words, prompts, cfg.few_prompts if number else cfg.prompts)
-            model, sizes = load(cfg, name), {}  # after `ask`, whose engine may take most of the memory
-            with without_collections():
-                for task in tasks:
-                    sizes[task.name] = choose_sizes(cfg, task, cfg.token_cost)
-                    runs, samples = measure.side_by_side(cfg, name, model, words, task, sizes[task.name])
-                    written["runs"] += runs
-                    written["samples"] += samples
-            tokens = cfg.timing.few_tokens if number else cfg.timing.tokens
-            for task in tasks:
-                written["timing"] += measure.timing(cfg, name, model, task, sizes[task.name], written["runs"], tokens)
-            if number == 0:
-                main_tasks, main_model = tasks, model
-                (Path(cfg.out) / "example.json").write_text(json.dumps(measure.example(cfg, tasks[0], words)) + "\n")
-            exact = copy.deepcopy(model).to(getattr(torch, cfg.exact.dtype))
-            written["exact"] += measure.exactness(cfg, name, exact, tasks)
-        written |= _by_replay(cfg, main_tasks)
-        models = {cfg.models[0]: main_model}
+        written["timing"], models = [], {}
+        for name, of in compared.items():
+            model, tokens = load(cfg, name), cfg.timing.tokens if name == main else cfg.timing.few_tokens
+            for task in of["tasks"]:
+                sizes = of["sizes"][task.name]
+                written["timing"] += measure.timing(cfg, name, model, task, sizes, written["runs"], tokens)
+            if name == main:
+                models[name] = model
+        tasks = {task.name: task for task in compared[main]["tasks"]}
+        judged = [task for name, task in tasks.items() if name in (cfg.roles.grounded, cfg.roles.code)]
+        written["capacity"] = [row for task in judged for row in measure.capacities(cfg, task)]
         if cfg.latency.build:
-            vocabulary = main_model.config.vocab_size
+            vocabulary = models[main].config.vocab_size
             built = build(cfg.latency.build, vocab_size=vocabulary, seed=cfg.seed).to(cfg.device)
             models[cfg.latency.build] = built
         written["latency"] = measure.latency(cfg, models)
-        grounded = next(task for task in main_tasks if task.name == cfg.roles.grounded)
-        written["trace"] = [measure.trace_driven(cfg, list(models.values())[-1], grounded)]
+        written["trace"] = [measure.trace_driven(cfg, list(models.values())[-1], tasks[cfg.roles.grounded])]
     samples = records.frame(written.pop("samples"), paper=cfg.slug, profile=cfg.profile, seed=cfg.seed, sample_id=0)
     records.write(Path(cfg.out) / "records.parquet", samples)
     _write(Path(cfg.out), written)
 
 
+def _untimed(job: tuple[str, DictConfig, str, list[dict[str, Any]]]) -> Any:
+    """A part of one model's measurements that is not timed: "compare" runs the decoders side by side, "exact" against
+    `generate` of transformers in the highest precision."""
+    import torch
+
+    from papers.lookahead import measure
+    from papers.lookahead.decoders import ask, choose_sizes, load, load_words, torch_threads, unanswered
+    from papers.lookahead.decoders import without_collections as uncollected
+
+    part, cfg, name, prompts = job
+    words, is_main = load_words(cfg, name), name == cfg.models[0]
+    test = cfg.prompts if is_main else cfg.few_prompts
+    with torch_threads(1):
+        if part == "exact":
+            model = load(cfg, name).to(getattr(torch, cfg.exact.dtype))
+            return measure.exactness(cfg, name, model, unanswered(cfg, words, prompts, test))
+        tasks = ask(cfg, name, words, prompts, test)
+        model = load(cfg, name)  # after `ask`, whose engine may take most of the memory
+        found: dict[str, Any] = {"tasks": tasks, "sizes": {}, "runs": [], "samples": []}
+        with uncollected():
+            for task in tasks:
+                sizes = found["sizes"][task.name] = choose_sizes(cfg, task, cfg.token_cost)
+                runs, samples = measure.side_by_side(cfg, name, model, words, task, sizes)
+                found["runs"] += runs
+                found["samples"] += samples
+            if is_main:
+                found["example"] = measure.example(cfg, tasks[0], words)
+                found["replayed"] = _by_replay(cfg, tasks)
+    for task in tasks:
+        task.tries.clear()  # larger than all the rest together
+    return found
+
+
 def _by_replay(cfg: DictConfig, tasks: list[Any]) -> dict[str, list[dict[str, Any]]]:
     """What needs no model: recorded answers are replayed through tries."""
     from papers.lookahead import measure
-    from papers.lookahead.decoders import without_collections
 
-    judged = (cfg.roles.grounded, cfg.roles.code)
     others = {task.name: tasks[(i + 1) % len(tasks)] for i, task in enumerate(tasks)}
-    with without_collections():
-        return {
-            "defaults": [row for task in tasks for row in measure.at_defaults(cfg, task)],
-            "worst": [row for task in tasks for row in measure.worst_cases(cfg, task, others[task.name])],
-            "warmup": [row for task in tasks for row in measure.warm_up_curve(cfg, task)],
-            "sweep": [row for task in tasks for row in measure.sweep(cfg, task)],
-            "capacity": [row for task in tasks if task.name in judged for row in measure.capacities(cfg, task)],
-        }
+    return {
+        "defaults": [row for task in tasks for row in measure.at_defaults(cfg, task)],
+        "worst": [row for task in tasks for row in measure.worst_cases(cfg, task, others[task.name])],
+        "warmup": [row for task in tasks for row in measure.warm_up_curve(cfg, task)],
+        "sweep": [row for task in tasks for row in measure.sweep(cfg, task)],
+    }
 
 
 def _write(out: Path, tables: dict[str, list[dict[str, Any]]]) -> None:

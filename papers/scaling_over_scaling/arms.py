@@ -6,7 +6,6 @@ functions of seed, arm, problem, sample and round, so that a result does not dep
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,15 +63,6 @@ def listed(cfg: DictConfig) -> list[Arm]:
     return [arm for arm in arms if arm.way == "sequential" or cfg.samples[arm.role]]
 
 
-@functools.lru_cache(maxsize=200_000)
-def luck(hand: tuple[int, ...], target: int) -> float:
-    """Chance that random valid countdown steps from the numbers at hand, sorted, leave the target alone."""
-    if len(hand) == 1:
-        return float(hand[0] == target)
-    after = [luck(tuple(sorted(rest)), target) for *_, rest in countdown.moves(list(hand))]
-    return sum(after) / len(after) if after else 0.0
-
-
 def problems_of(kind: str, bins: Sequence[int], count: int, seed: int, split: str = "test") -> list[Problem]:
     """count problems of each bin, bin after bin.
 
@@ -94,7 +84,7 @@ def problems_of(kind: str, bins: Sequence[int], count: int, seed: int, split: st
 
 def _luck_of(problem: Problem) -> float:
     numbers = sorted(int(x) for x in problem.prompt.partition(">")[0].split())
-    return luck(tuple(numbers), int(problem.result))
+    return countdown.random_walk(tuple(numbers), int(problem.result))
 
 
 def source_of(cfg: DictConfig, task: str, role: str) -> str | Path:

@@ -99,6 +99,7 @@ def train_start(cfg: DictConfig) -> PreTrainedModel:
     answers without questions.
     """
     from common.models.hub import load_model
+    from common.models.tokenizer import encode
     from common.training.checkpoint import checkpoint_folder
     from common.training.data import Example, bucketed, mixture
     from common.training.loop import TrainConfig, train
@@ -110,7 +111,7 @@ def train_start(cfg: DictConfig) -> PreTrainedModel:
     data = chain.generate(cfg.seed, own.problems, tuple(cfg.rl.task.steps), style=style)
     every = round(1 / own.share)
     data = [replace(p, prompt=BLANK) if i % every == 0 else p for i, p in enumerate(data)]
-    prompts, answers = (words([getattr(p, name) for p in data])["input_ids"] for name in ("prompt", "answer"))
+    prompts, answers = (encode(words, [getattr(p, name) for p in data]) for name in ("prompt", "answer"))
     examples = [Example([*p, *a], len(p)) for p, a in zip(prompts, answers, strict=True)]
     config = TrainConfig(steps=own.steps, learning_rate=own.learning_rate, warmup_steps=10, seed=cfg.seed)
     settings = [own.steps, own.share, own.learning_rate, own.rows, own.problems, str(own.style), cfg.seed]

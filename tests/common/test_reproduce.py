@@ -146,6 +146,13 @@ def test_stages_are_named_as_a_user_would(stage, words):
     assert reproduce.paper_of(stage) == words
 
 
+def test_a_users_setting_of_the_memory_stays(monkeypatch):
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    assert reproduce.environment()["GLIBC_TUNABLES"] == reproduce.MEMORY
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=0")
+    assert reproduce.environment()["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=0"
+
+
 def test_dvc_is_told_when_there_is_no_git(root):
     assert reproduce.without_git() == ["config", "--local", "core.no_scm", "true"]
     (root / ".git").mkdir()

@@ -1,10 +1,22 @@
 """Jobs give the same in one process and in several, in order."""
 
 import math
+import os
 
 import pytest
 
 from common.workers import run_jobs
+
+
+@pytest.mark.slow
+def test_a_process_has_one_thread_of_torch_and_the_environment_of_this_one_stays(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    job = "(__import__('torch').get_num_threads(), __import__('os').getpid())"
+    for _ in range(2):  # the second pool finds the server
+        threads, pids = zip(*run_jobs(eval, [job] * 4, 2), strict=True)
+        assert set(threads) == {1}
+        assert os.getpid() not in pids
+    assert os.environ["OMP_NUM_THREADS"] == "3"
 
 
 @pytest.mark.slow

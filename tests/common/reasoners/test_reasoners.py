@@ -9,6 +9,7 @@ import pytest
 from common.generation.steps import State
 from common.models.hub import load_model, load_tokenizer
 from common.models.reward import load_reward_model
+from common.models.tokenizer import encode
 from common.reasoners import policies, rewards, workbench
 from common.run import compose, run
 from common.search.particles import particle_filter
@@ -36,6 +37,8 @@ def test_tokenizer_reads_every_text_of_the_tasks_and_gives_it_back():
         ids = words.encode(problem.prompt + problem.answer)
         assert words.unk_token_id not in ids
         assert words.decode(ids) == problem.prompt + problem.answer
+    texts = [problem.prompt for problem in problems]
+    assert encode(words, texts) == words(texts)["input_ids"]
 
 
 @pytest.mark.slow

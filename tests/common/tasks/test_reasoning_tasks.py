@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import re
+from random import Random
 
 import pytest
 from hypothesis import given, settings
@@ -101,6 +102,23 @@ def test_countdown_answers_are_right_step_by_step(backtrack):
             ends = [i + 1 for i, c in enumerate(problem.answer) if c in ",$"]
             assert len(ends) == problem.difficulty - 1
             assert all(countdown.verify_step(problem, problem.answer[:end]) for end in ends)
+
+
+def test_a_random_walk_finds_the_target_that_often():
+    """By walking 4,000 times."""
+    random = Random(0)
+    problem = countdown.generate(3, 1, 4, "test")[0]
+    numbers = [int(x) for x in problem.prompt.partition(">")[0].split()]
+    hits = 0
+    for _ in range(4000):
+        hand = sorted(numbers)
+        while len(hand) > 1 and (options := list(countdown.moves(hand))):
+            hand = random.choice(options)[-1]
+        hits += hand == [int(problem.result)]
+    chance = countdown.random_walk(tuple(sorted(numbers)), int(problem.result))
+    assert 0 < chance < 1
+    assert abs(hits / 4000 - chance) < 4 * (chance * (1 - chance) / 4000) ** 0.5
+    assert countdown.random_walk((2, 2), 4) == 0.5  # 2+2 and 2*2 of these two, 2-2 and 2/2
 
 
 def test_countdown_refuses_every_kind_of_wrong_answer():

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from common.costs.saturation import Geometric, fit_beta_binomial, marginal_gain
 from common.metrics.pools import best_of_k, majority_at_k, none_in_k
-from common.tasks import countdown
 from papers.scaling_over_scaling import analysis, arms, method, training
 
 said = st.lists(st.sampled_from(["a", "b", "c", None]), min_size=40, max_size=40)
@@ -204,25 +203,6 @@ def test_predicted_and_observed_points_of_an_exact_curve_agree():
 
 
 # --- problems and training rows
-
-
-def test_a_random_walk_finds_the_target_that_often():
-    """By walking 4,000 times."""
-    random = np.random.default_rng(0)
-    problem = countdown.generate(3, 1, 4, "test")[0]
-    numbers = [int(x) for x in problem.prompt.partition(">")[0].split()]
-    hits = 0
-    for _ in range(4000):
-        hand = list(numbers)
-        while len(hand) > 1:
-            options = list(countdown.moves(sorted(hand)))
-            if not options:
-                break
-            hand = options[random.integers(len(options))][-1]
-        hits += hand == [int(problem.result)]
-    chance = arms.luck(tuple(sorted(numbers)), int(problem.result))
-    assert 0 < chance < 1
-    assert abs(hits / 4000 - chance) < 4 * np.sqrt(chance * (1 - chance) / 4000)
 
 
 def test_bins_hold_so_many_problems_from_easy_to_hard():
