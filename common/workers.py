@@ -45,6 +45,8 @@ def start_server() -> BaseContext:
     os.environ["OMP_NUM_THREADS"] = "1"  # torch reads it when it is imported
     try:
         forkserver.ensure_running()
+    except OSError:  # the name of its socket may be too long below a deep TMPDIR
+        return multiprocessing.get_context("spawn")
     finally:
         del os.environ["OMP_NUM_THREADS"]
         if threads is not None:

@@ -2,10 +2,15 @@
 
 import math
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from common.workers import run_jobs
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.slow
@@ -17,6 +22,17 @@ def test_a_process_has_one_thread_of_torch_and_the_environment_of_this_one_stays
         assert set(threads) == {1}
         assert os.getpid() not in pids
     assert os.environ["OMP_NUM_THREADS"] == "3"
+
+
+@pytest.mark.slow
+def test_a_temporary_folder_too_deep_for_a_socket_is_no_obstacle(tmp_path):
+    deep = tmp_path / ("d" * 120)
+    deep.mkdir()
+    code = "import math; from common.workers import run_jobs; print(run_jobs(math.factorial, [3, 4], 2))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=os.environ | {"TMPDIR": str(deep)}, capture_output=True, text=True
+    )
+    assert done.stdout == "[6, 24]\n", done.stderr
 
 
 @pytest.mark.slow
