@@ -84,14 +84,8 @@ def set_profile(profile: str) -> None:
 
 def environment() -> dict[str, str]:
     """Stages are started as `python`: the one that runs this driver must come first."""
-    return (
-        {"GLIBC_TUNABLES": MEMORY}
-        | os.environ
-        | {
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
-            "PYTHONUNBUFFERED": "1",
-        }
-    )
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    return {"GLIBC_TUNABLES": MEMORY} | os.environ | {"PATH": path, "PYTHONUNBUFFERED": "1"}
 
 
 def without_git() -> list[str]:

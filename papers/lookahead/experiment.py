@@ -75,8 +75,15 @@ def _untimed(job: tuple[str, DictConfig, str, list[dict[str, Any]]]) -> Any:
     import torch
 
     from papers.lookahead import measure
-    from papers.lookahead.decoders import ask, choose_sizes, load, load_words, torch_threads, unanswered
-    from papers.lookahead.decoders import without_collections as uncollected
+    from papers.lookahead.decoders import (
+        ask,
+        choose_sizes,
+        load,
+        load_words,
+        torch_threads,
+        unanswered,
+        without_collections,
+    )
 
     part, cfg, name, prompts = job
     words, is_main = load_words(cfg, name), name == cfg.models[0]
@@ -88,7 +95,7 @@ def _untimed(job: tuple[str, DictConfig, str, list[dict[str, Any]]]) -> Any:
         tasks = ask(cfg, name, words, prompts, test)
         model = load(cfg, name)  # after `ask`, whose engine may take most of the memory
         found: dict[str, Any] = {"tasks": tasks, "sizes": {}, "runs": [], "samples": []}
-        with uncollected():
+        with without_collections():
             for task in tasks:
                 sizes = found["sizes"][task.name] = choose_sizes(cfg, task, cfg.token_cost)
                 runs, samples = measure.side_by_side(cfg, name, model, words, task, sizes)

@@ -184,6 +184,7 @@ def warm_up_curve(cfg: DictConfig, task: Task) -> Rows:
     return rows
 
 
+@without_collections()  # what it times are tries
 def capacities(cfg: DictConfig, task: Task) -> Rows:
     """Tries that may hold so many times decoding_length output nodes a tree: tokens per pass, microseconds, memory.
 

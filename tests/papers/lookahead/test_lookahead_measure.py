@@ -1,5 +1,8 @@
 """The experiment's own arithmetic, on cases whose results are known."""
 
+import gc
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,6 +10,7 @@ import torch
 
 from common.generation.tree import no_draft
 from common.models.build import build
+from papers.lookahead import measure
 from papers.lookahead.decoders import (
     Memoryless,
     Setting,
@@ -68,8 +72,6 @@ def test_sizes_are_those_with_the_most_tokens_per_unit_of_time(task):
 
 
 def test_the_configured_back_end_answers_from_the_saved_weights(tmp_path, monkeypatch):
-    from types import SimpleNamespace
-
     from common.generation import vllm
     from common.generation.ledger import Ledger
     from common.generation.sampler import Generation
@@ -142,3 +144,19 @@ def test_memory_grows_with_nodes():
     trie.insert_output(range(50))
     assert empty == 0
     assert bytes_of(trie) > 100 * trie.nodes
+
+
+def test_tries_are_timed_without_the_cycle_collector(task, monkeypatch):
+    compare, collecting = measure.compare, []
+
+    def noting(*args, **options):
+        collecting.append(gc.isenabled())
+        return compare(*args, **options)
+
+    monkeypatch.setattr(measure, "compare", noting)
+    sweep = SimpleNamespace(capacities=[1, 4], prompts=2)
+    cfg = SimpleNamespace(decoding_length=8, branch_length=4, sweep=sweep, timing=SimpleNamespace(rounds=1))
+    rows = measure.capacities(cfg, task)
+    assert [row["output_nodes_a_tree"] for row in rows] == [8, 32]
+    assert collecting == [False]
+    assert gc.isenabled()
